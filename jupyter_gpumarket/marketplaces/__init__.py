@@ -1,0 +1,1 @@
+"""One file per marketplace under one contract (`base.Marketplace`)."""

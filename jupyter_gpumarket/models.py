@@ -1,0 +1,399 @@
+"""The nouns of the project, as plain immutable records. No I/O, no clock.
+
+The same field names stand in Python, JSON, TypeScript and the docs. Units come last in a name: `_nusd` nano-dollars,
+`_nusd_hour` nano-dollars an hour, `_ms` milliseconds since 1970 UTC (or a duration where the name says so), `_s`
+seconds, `_gib` GiB, `_mbps` megabits a second.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all records: immutable, keyword-only; unknown fields from a newer version are ignored on reading."""
+
+
+# ── offers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PriceKind(StrEnum):
+    """How firm the rental is."""
+
+    ON_DEMAND = "on_demand"
+    SPOT = "spot"
+
+
+class Tier(StrEnum):
+    """How far a machine's operator may be trusted, weakest first (`TIER_ORDER`)."""
+
+    COMMUNITY = "community"
+    VERIFIED = "verified"
+    DATACENTER = "datacenter"
+    TEE = "tee"
+    OWN = "own"
+
+
+TIER_ORDER = (Tier.COMMUNITY, Tier.VERIFIED, Tier.DATACENTER, Tier.TEE, Tier.OWN)
+
+
+class Billing(Record, frozen=True, kw_only=True):
+    """How a marketplace turns time into money: `ceil(time / quantum) * quantum`, at least `minimum_s`."""
+
+    quantum_s: int = 1
+    minimum_s: int = 0
+    storage_nusd_gib_hour: int = 0
+    ingress_nusd_gib: int = 0
+    egress_nusd_gib: int = 0
+    fee_nusd: int = 0
+
+
+class Offer(Record, frozen=True, kw_only=True):
+    """Something a marketplace lists. Indicative until quoted. Prices are for the whole offer, all its GPUs."""
+
+    marketplace: str
+    offer_id: str
+    machine_id: str
+    price_nusd_hour: int
+    seen_ms: int
+    kind: PriceKind = PriceKind.ON_DEMAND
+    gpu_raw: str = ""
+    gpu: str | None = None
+    gpu_count: int = 0
+    vram_gib: float = 0.0
+    cpu_model: str = ""
+    cpu_cores: int = 0
+    memory_gib: float = 0.0
+    disk_gib: float = 0.0
+    region: str = ""
+    country: str = ""
+    tier: Tier = Tier.COMMUNITY
+    cuda: str = ""
+    down_mbps: float = 0.0
+    up_mbps: float = 0.0
+    reliability: float | None = None
+    billing: Billing = Billing()
+    provider: str = ""
+    extra: dict[str, Any] = {}
+
+
+class Quote(Record, frozen=True, kw_only=True):
+    """A firm price with an expiry."""
+
+    marketplace: str
+    offer: Offer
+    price_nusd_hour: int
+    expires_ms: int
+    kind: PriceKind = PriceKind.ON_DEMAND
+    quote_id: str = ""
+
+
+class OfferQuery(Record, frozen=True, kw_only=True):
+    """What a user looks for. `gpu` is the grammar `names:memory:count`: "H100|A100:80GB", "24GB..80GB", "L40S:48GB:2".
+
+    `gpu` of None takes anything, also machines without a GPU; "any" takes any GPU; "none" only CPU machines.
+    """
+
+    gpu: str | None = None
+    vram_gib: float | None = None
+    gpu_count: int | None = None
+    max_price_nusd_hour: int | None = None
+    region: str | None = None
+    marketplaces: tuple[str, ...] = ()
+    tier: Tier | None = None
+    kind: PriceKind | None = None
+    cpu_cores: int | None = None
+    memory_gib: float | None = None
+    disk_gib: float | None = None
+
+
+# ── rentals: what a marketplace says ─────────────────────────────────────────────────────────────────────────────────
+
+
+class RentalStatus(StrEnum):
+    """A rental as its marketplace tells it. GONE alone proves that billing has ended."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDING = "ending"
+    FAILED = "failed"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+class NodeAddress(Record, frozen=True, kw_only=True):
+    """Where SSH answers. `host_key` is an OpenSSH public key line, where the marketplace tells it."""
+
+    host: str
+    port: int
+    user: str
+    host_key: str | None = None
+
+
+class Rental(Record, frozen=True, kw_only=True):
+    """One rented machine on an account, as the marketplace tells it now."""
+
+    marketplace: str
+    rental_id: str
+    label: str
+    status: RentalStatus
+    price_nusd_hour: int | None = None
+    kind: PriceKind | None = None
+    machine_id: str = ""
+    address: NodeAddress | None = None
+    created_ms: int | None = None
+    detail: str = ""
+
+
+class MarketCharge(Record, frozen=True, kw_only=True):
+    """A line of the marketplace's own bill, for reconciliation."""
+
+    charge_id: str
+    rental_id: str
+    amount_nusd: int
+    start_ms: int
+    end_ms: int
+    what: str = "compute"
+    native_amount: str = ""
+    native_currency: str = "USD"
+    final: bool = True
+
+
+class Balance(Record, frozen=True, kw_only=True):
+    """What is left on an account."""
+
+    amount_nusd: int
+    native_amount: str = ""
+    native_currency: str = "USD"
+
+
+class SelfStop(Record, frozen=True, kw_only=True):
+    """How a node can end its own rental: the watchdog runs `argv`, with `env` set; both are fit to be public."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+
+
+class Capabilities(Record, frozen=True, kw_only=True):
+    """What a marketplace can do."""
+
+    auction: bool = False
+    spot: bool = False
+    tee: bool = False
+    https_only: bool = False
+    own_timer: bool = False
+    idempotency_key: bool = False
+    self_stop: bool = False
+    tells_host_key: bool = False
+    charges: bool = True
+    charge_delay_s: int = 0
+    listing_lag_s: int = 0
+
+
+# ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LeaseState(StrEnum):
+    """A lease's life (design: one transition table in `leases.machine`)."""
+
+    WISHED = "wished"
+    QUOTING = "quoting"
+    RENTING = "renting"
+    UNCONFIRMED = "unconfirmed"
+    BOOTING = "booting"
+    LINKING = "linking"
+    PREPARING = "preparing"
+    PROBING = "probing"
+    READY = "ready"
+    UNREACHABLE = "unreachable"
+    DRAINING = "draining"
+    RELEASING = "releasing"
+    RELEASE_UNCONFIRMED = "release_unconfirmed"
+    RELEASED = "released"
+    FAILED = "failed"
+
+
+ENDED_STATES = frozenset({LeaseState.RELEASED, LeaseState.FAILED})
+# In these a marketplace may be billing, or be about to: from the create call to the proof of the end.
+BILLING_STATES = frozenset(LeaseState) - ENDED_STATES - {LeaseState.WISHED, LeaseState.QUOTING}
+
+
+class Owner(Record, frozen=True, kw_only=True):
+    """For whom and for what a lease is: the scopes of budgets and reports. Empty text: not told."""
+
+    user: str = ""
+    project: str = ""
+    notebook: str = ""
+
+
+class LeaseRequest(Record, frozen=True, kw_only=True):
+    """What a door asks for. `request_id` is made by the door: the same one sent twice is one lease."""
+
+    request_id: str
+    query: OfferQuery
+    budget_nusd: int
+    max_s: int
+    owner: Owner = Owner()
+    name: str = ""
+    cluster: str = ""
+    trusted: bool = False
+    grace_s: int = 900
+    price_tolerance_ppm: int = 10_000
+
+
+class Attempt(Record, frozen=True, kw_only=True):
+    """One offer that a lease tried, and how that ended."""
+
+    marketplace: str
+    offer_id: str
+    machine_id: str
+    started_ms: int
+    ended_ms: int | None = None
+    ended_in: LeaseState | None = None
+    reason: str = ""
+    rental_id: str = ""
+    price_nusd_hour: int = 0
+    billed_from_ms: int | None = None
+
+
+class Lease(Record, frozen=True, kw_only=True):
+    """One rented node, from the wish to the confirmed release.
+
+    `label` is the current attempt's name on the marketplace's account. `phases` holds when each state of the current
+    attempt was entered. `deadline_ms` is when the node stops itself; budget and hours are both inside it.
+    `billed_from_ms`/`billed_to_ms` span what the marketplace may charge for the current attempt.
+    """
+
+    lease_id: str
+    name: str
+    state: LeaseState
+    request: LeaseRequest
+    created_ms: int
+    changed_ms: int
+    label: str = ""
+    offer: Offer | None = None
+    quote: Quote | None = None
+    rental_id: str = ""
+    price_nusd_hour: int = 0
+    address: NodeAddress | None = None
+    host_key: str | None = None
+    deadline_ms: int | None = None
+    phase_deadline_ms: int | None = None
+    billed_from_ms: int | None = None
+    billed_to_ms: int | None = None
+    ready_ms: int | None = None
+    phases: dict[str, int] = {}
+    attempts: tuple[Attempt, ...] = ()
+    reason: str = ""
+    release_asks: int = 0
+    probe: dict[str, Any] = {}
+    cluster_id: str = ""
+
+    @property
+    def may_bill(self) -> bool:
+        """Whether a marketplace may be charging for it now."""
+        return self.state in BILLING_STATES
+
+
+class Machine(Record, frozen=True, kw_only=True):
+    """What we remember of a machine: how often it was good and bad, and the last reason."""
+
+    marketplace: str
+    machine_id: str
+    good: int = 0
+    bad: int = 0
+    last_bad_ms: int | None = None
+    last_reason: str = ""
+
+
+# ── cell runs, charges, budgets ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunStatus(StrEnum):
+    """A cell run's life. LOST: the node is gone and the result with it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    OK = "ok"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+
+
+ENDED_RUNS = frozenset(RunStatus) - {RunStatus.QUEUED, RunStatus.RUNNING}
+
+
+class CellRun(Record, frozen=True, kw_only=True):
+    """One execution of one cell. Times are the user's side's clock."""
+
+    run_id: str
+    lease_id: str
+    session: str
+    status: RunStatus
+    owner: Owner = Owner()
+    cell_id: str = ""
+    code_sha256: str = ""
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    budget_nusd: int | None = None
+    reason: str = ""
+
+
+class ChargeKind(StrEnum):
+    """What a line of the ledger pays for."""
+
+    CELL = "cell"
+    IDLE = "idle"
+    BOOT = "boot"
+    FAILED_ATTEMPT = "failed_attempt"
+    STORAGE = "storage"
+    TRAFFIC = "traffic"
+    FEE = "fee"
+    ADJUSTMENT = "adjustment"
+
+
+class Charge(Record, frozen=True, kw_only=True):
+    """A line of the ledger. Integer nano-dollars; the native amount, rate and its source stay with it."""
+
+    charge_id: str
+    lease_id: str
+    kind: ChargeKind
+    amount_nusd: int
+    start_ms: int
+    end_ms: int
+    owner: Owner = Owner()
+    run_id: str = ""
+    marketplace: str = ""
+    machine_id: str = ""
+    gpu: str = ""
+    gpu_count: int = 0
+    rate_nusd_hour: int = 0
+    native_amount: str = ""
+    native_currency: str = "USD"
+    native_rate: str = "1"
+    native_rate_source: str = ""
+    native_rate_ms: int | None = None
+    final: bool = True
+
+
+class Scope(StrEnum):
+    """What a budget limits."""
+
+    CELL = "cell"
+    NOTEBOOK = "notebook"
+    USER = "user"
+    PROJECT = "project"
+
+
+class Budget(Record, frozen=True, kw_only=True):
+    """A hard limit in money on a scope. `key` is the notebook's path, the user's or the project's name."""
+
+    scope: Scope
+    key: str
+    limit_nusd: int
+    since_ms: int = 0
+    set_ms: int = 0

@@ -1,0 +1,95 @@
+"""Money as integer nano-dollars (`nusd`): 1 USD = 1,000,000,000 nusd. No floats anywhere.
+
+An int64 holds ±9.2 thousand million dollars, which the journal's columns rely on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+NUSD_PER_USD = 1_000_000_000
+MS_PER_HOUR = 3_600_000
+MAX_NUSD = 2**63 - 1
+
+
+def usd(text: str | int | Decimal) -> int:
+    """Nano-dollars of an amount in dollars: `usd("0.35")`, `usd("$2.50")`, `usd(1)`.
+
+    Raises:
+        ValueError: not a number, not finite, finer than a nano-dollar, or out of range. Floats are a TypeError: they
+            cannot hold most amounts exactly, so a caller has to say which amount it means.
+    """
+    if isinstance(text, bool | float):
+        raise TypeError(f"an amount of money must be text, int or Decimal, not {type(text).__name__}")
+    try:
+        amount = (
+            Decimal(text.strip().removeprefix("$").replace(",", "").replace("_", ""))
+            if isinstance(text, str)
+            else Decimal(text)
+        )
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is not an amount in dollars; write it like 0.35") from None
+    if not amount.is_finite():
+        raise ValueError(f"{text!r} is not a finite amount")
+    nano = amount * NUSD_PER_USD
+    if nano != nano.to_integral_value():
+        raise ValueError(f"{text!r} is finer than a nano-dollar")
+    if abs(nano) > MAX_NUSD:
+        raise ValueError(f"{text!r} is out of range")
+    return int(nano)
+
+
+def format_usd(nusd: int, *, places: int | None = None) -> str:
+    """Dollars for people: `$1.25`, `-$0.000291667`.
+
+    Without `places`, at least cents and then as many digits as the amount really has. With `places`, rounded half
+    up to that many.
+    """
+    sign = "-" if nusd < 0 else ""
+    if places is not None:
+        unit = 10 ** (9 - places)
+        nusd = (abs(nusd) + unit // 2) // unit * unit
+    whole, fraction = divmod(abs(nusd), NUSD_PER_USD)
+    digits = f"{fraction:09d}"
+    kept = digits.rstrip("0").ljust(2, "0") if places is None else digits[:places]
+    return f"{sign}${whole:,}.{kept}" if kept else f"{sign}${whole:,}"
+
+
+def cost_nusd(rate_nusd_hour: int, duration_ms: int) -> int:
+    """What `duration_ms` costs at an hourly rate, rounded up to the nano-dollar.
+
+    Raises:
+        ValueError: a negative rate or duration.
+    """
+    if rate_nusd_hour < 0 or duration_ms < 0:
+        raise ValueError(f"negative rate or duration: {rate_nusd_hour}, {duration_ms}")
+    return -(-rate_nusd_hour * duration_ms // MS_PER_HOUR)
+
+
+def affordable_ms(rate_nusd_hour: int, amount_nusd: int) -> int:
+    """The longest time whose cost does not exceed `amount_nusd`; at a rate of zero, ten years."""
+    if rate_nusd_hour == 0:
+        return 10 * 365 * 24 * MS_PER_HOUR
+    return max(0, amount_nusd) * MS_PER_HOUR // rate_nusd_hour
+
+
+def split(total_nusd: int, weights: Sequence[int]) -> list[int]:
+    """Divide a total by integer weights so that the parts add up to it exactly (largest remainder method).
+
+    Raises:
+        ValueError: no weight is positive while the total is not zero, or a weight is negative.
+    """
+    if any(weight < 0 for weight in weights):
+        raise ValueError("a weight is negative")
+    weight_sum = sum(weights)
+    if weight_sum == 0:
+        if total_nusd:
+            raise ValueError("nothing to split by: all weights are zero")
+        return [0] * len(weights)
+    parts = [total_nusd * weight // weight_sum for weight in weights]
+    rest = total_nusd - sum(parts)
+    by_remainder = sorted(range(len(weights)), key=lambda i: (-(total_nusd * weights[i] % weight_sum), i))
+    for index in by_remainder[:rest]:
+        parts[index] += 1
+    return parts
