@@ -11,7 +11,9 @@ from typing import Any, Literal
 import msgspec
 
 from jupyter_gpumarket.models import (
+    Balance,
     Budget,
+    Capabilities,
     CellRun,
     Charge,
     Lease,
@@ -21,6 +23,7 @@ from jupyter_gpumarket.models import (
     Owner,
     Record,
     RunStatus,
+    Scope,
     SelfStop,
 )
 
@@ -105,7 +108,10 @@ class ExtendRequest(Request, frozen=True, kw_only=True):
 
 
 class LeaseView(Record, frozen=True, kw_only=True):
-    """A lease with its money as of now. `seq` grows with every change; `GET ...?after_seq=N&wait_s=S` waits for one."""
+    """A lease with its money as of now. `seq` grows with every change; `GET ...?after_seq=N&wait_s=S` waits for one.
+
+    `notices` are warnings for people, such as a budget that is nearly used up; most are empty.
+    """
 
     lease: Lease
     seq: int
@@ -114,6 +120,7 @@ class LeaseView(Record, frozen=True, kw_only=True):
     idle_nusd: int
     worst_case_nusd: int
     node: NodeView | None = None
+    notices: tuple[str, ...] = ()
 
 
 class ClusterAccess(Record, frozen=True, kw_only=True):
@@ -171,6 +178,15 @@ class CostList(Record, frozen=True, kw_only=True):
     as_of_ms: int
 
 
+class BudgetSetting(Request, frozen=True, kw_only=True):
+    """PUT /v1/budgets: a limit on a scope, which replaces the one there was; a limit of None takes it away."""
+
+    scope: Scope
+    key: str
+    limit_nusd: int | None
+    since_ms: int = 0
+
+
 class BudgetView(Record, frozen=True, kw_only=True):
     """A budget and how much of it is spent and reserved."""
 
@@ -190,6 +206,22 @@ class Reconciliation(Record, frozen=True, kw_only=True):
     gap_nusd: int
     explained: str = ""
     checked_ms: int = 0
+
+
+class ReconcileQuery(Request, frozen=True, kw_only=True):
+    """POST /v1/reconcile: compare ended leases (or this one) with the marketplaces' own records now."""
+
+    lease: str | None = None
+
+
+class MarketplaceInfo(Record, frozen=True, kw_only=True):
+    """GET /v1/marketplaces: one marketplace; `message` says why it cannot be used when `usable` is false."""
+
+    name: str
+    usable: bool
+    message: str = ""
+    capabilities: Capabilities | None = None
+    balance: Balance | None = None
 
 
 class Orphan(Record, frozen=True, kw_only=True):
@@ -287,6 +319,26 @@ class RunEnded(Fact, frozen=True, kw_only=True, tag="run_ended"):
 
 
 AnyFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle | RunStarted | RunEnded
+
+
+class FactBatch(Request, frozen=True, kw_only=True):
+    """POST /v1/facts: facts of one cluster process, in the order in which they happened.
+
+    `queue` is a random name made together with the queue on disk; inside it facts are numbered 1, 2, 3 ... and
+    `first` is the number of the first one here. Facts that the broker already has are skipped, so that a batch may be
+    sent again until its receipt has come.
+    """
+
+    cluster_id: str
+    queue: str
+    first: int
+    facts: list[AnyFact]
+
+
+class FactReceipt(Record, frozen=True, kw_only=True):
+    """The answer to a `FactBatch`: facts up to this number are in the journal and need not be sent again."""
+
+    upto: int
 
 
 # ── cluster process ──────────────────────────────────────────────────────────────────────────────────────────────────
