@@ -1,0 +1,188 @@
+"""Filters and order over a frame of offers, and the story of what each filter removed. Pure; no I/O.
+
+A query becomes a list of named polars expressions, applied in turn, so that the answer to "why is there nothing?" is
+the name of the filter that removed the last candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import polars as pl
+
+from jupyter_gpumarket.api import FilterStep
+from jupyter_gpumarket.errors import BadRequest, NoMatchingOffer
+from jupyter_gpumarket.models import TIER_ORDER, Machine, Offer, OfferQuery
+from jupyter_gpumarket.money import format_usd
+from jupyter_gpumarket.offers.gpus import VRAM_TOLERANCE, canonical
+from jupyter_gpumarket.offers.grammar import GpuWish, parse
+
+SORTS = ("price", "price_per_gpu", "price_per_vram", "vram", "total")
+
+_SCHEMA: dict[str, type[pl.DataType]] = {
+    "row": pl.Int64,
+    "marketplace": pl.String,
+    "machine_id": pl.String,
+    "gpu": pl.String,
+    "gpu_count": pl.Int64,
+    "vram_gib": pl.Float64,
+    "price_nusd_hour": pl.Int64,
+    "storage_nusd_hour": pl.Int64,
+    "fee_nusd": pl.Int64,
+    "region": pl.String,
+    "country": pl.String,
+    "tier": pl.Int64,
+    "kind": pl.String,
+    "cpu_cores": pl.Int64,
+    "memory_gib": pl.Float64,
+    "disk_gib": pl.Float64,
+    "trouble": pl.Int64,
+}
+
+
+def with_canonical_gpu(offer: Offer) -> Offer:
+    """The offer with its GPU's canonical name filled in, where the spelling is known."""
+
+    if offer.gpu is not None or not offer.gpu_raw:
+        return offer
+    return msgspec.structs.replace(offer, gpu=canonical(offer.gpu_raw, offer.vram_gib or None))
+
+
+def frame(offers: Sequence[Offer], machines: Sequence[Machine] = ()) -> pl.DataFrame:
+    """One row per offer, `row` being its place in `offers`; `trouble` is our own bad record with that machine."""
+    trouble = {(m.marketplace, m.machine_id): max(0, m.bad - m.good) for m in machines}
+    return pl.DataFrame(
+        {
+            "row": range(len(offers)),
+            "marketplace": [o.marketplace for o in offers],
+            "machine_id": [o.machine_id for o in offers],
+            "gpu": [o.gpu for o in offers],
+            "gpu_count": [o.gpu_count for o in offers],
+            "vram_gib": [o.vram_gib for o in offers],
+            "price_nusd_hour": [o.price_nusd_hour for o in offers],
+            "storage_nusd_hour": [int(o.billing.storage_nusd_gib_hour * o.disk_gib) for o in offers],
+            "fee_nusd": [o.billing.fee_nusd for o in offers],
+            "region": [o.region for o in offers],
+            "country": [o.country for o in offers],
+            "tier": [TIER_ORDER.index(o.tier) for o in offers],
+            "kind": [o.kind.value for o in offers],
+            "cpu_cores": [o.cpu_cores for o in offers],
+            "memory_gib": [o.memory_gib for o in offers],
+            "disk_gib": [o.disk_gib for o in offers],
+            "trouble": [trouble.get((o.marketplace, o.machine_id), 0) for o in offers],
+        },
+        schema=_SCHEMA,
+    )
+
+
+def conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
+    """The query's filters, named as people say them.
+
+    Raises:
+        BadRequest: the GPU request cannot be read.
+    """
+    return [*_gpu_conditions(query), *_price_conditions(query), *_place_conditions(query)]
+
+
+def _gpu_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
+    wish = parse(query.gpu)
+    found: list[tuple[str, pl.Expr]] = []
+    if wish.without_gpu:
+        found.append(("no GPU", pl.col("gpu_count") == 0))
+    elif wish.with_gpu or query.vram_gib or query.gpu_count:
+        found.append(("any GPU", pl.col("gpu_count") > 0))
+    if wish.models is not None:
+        found.append((f"gpu {query.gpu}", pl.col("gpu").is_in(sorted(wish.models))))
+    found += _memory_conditions(wish, query)
+    low, high = (query.gpu_count, query.gpu_count) if query.gpu_count else (wish.count_low, wish.count_high)
+    if low is not None:
+        found.append((f"at least {low} GPUs", pl.col("gpu_count") >= low))
+    if high is not None:
+        found.append((f"at most {high} GPUs", pl.col("gpu_count") <= high))
+    return found
+
+
+def _memory_conditions(wish: GpuWish, query: OfferQuery) -> list[tuple[str, pl.Expr]]:
+    found = []
+    if wish.vram_low_gib is not None:
+        found.append((f"memory of {query.gpu}", pl.col("vram_gib") >= wish.vram_low_gib))
+    if wish.vram_high_gib is not None:
+        found.append((f"memory of {query.gpu}", pl.col("vram_gib") <= wish.vram_high_gib))
+    if query.vram_gib:
+        found.append((f"vram >= {query.vram_gib:g} GiB", pl.col("vram_gib") >= query.vram_gib * (1 - VRAM_TOLERANCE)))
+    return found
+
+
+def _price_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
+    found = []
+    if query.kind is not None:
+        found.append((f"{query.kind.value.replace('_', '-')} price", pl.col("kind") == query.kind.value))
+    if query.max_price_nusd_hour is not None:
+        shown = format_usd(query.max_price_nusd_hour)
+        found.append((f"price <= {shown}/h", pl.col("price_nusd_hour") <= query.max_price_nusd_hour))
+    return found
+
+
+def _place_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
+    found = []
+    if query.marketplaces:
+        names = ", ".join(query.marketplaces)
+        found.append((f"marketplace {names}", pl.col("marketplace").is_in(list(query.marketplaces))))
+    if query.region:
+        wanted = query.region.casefold()
+        place = (pl.col("region") + " " + pl.col("country")).str.to_lowercase()
+        found.append((f"region {query.region}", place.str.contains(wanted, literal=True)))
+    if query.tier is not None:
+        found.append((f"tier >= {query.tier.value}", pl.col("tier") >= TIER_ORDER.index(query.tier)))
+    for name, least in (("cpu_cores", query.cpu_cores), ("memory_gib", query.memory_gib), ("disk_gib", query.disk_gib)):
+        if least:
+            found.append((f"{name} >= {least:g}", pl.col(name) >= least))
+    return found
+
+
+def narrowed(table: pl.DataFrame, query: OfferQuery) -> tuple[pl.DataFrame, list[FilterStep]]:
+    """The rows that pass all filters, and how many each let pass."""
+    steps = []
+    for name, condition in conditions(query):
+        before = table.height
+        table = table.filter(condition)
+        steps.append(FilterStep(filter=name, before=before, after=table.height))
+    return table, steps
+
+
+def ordered(table: pl.DataFrame, sort: str, hours: float) -> pl.DataFrame:
+    """Best first. Machines that failed us lately come last; ties go to more memory, then to a stable order.
+
+    Raises:
+        BadRequest: no such order.
+    """
+    if sort not in SORTS:
+        raise BadRequest(f"sort: {sort!r} is not one of {', '.join(SORTS)}")
+    gpus = pl.max_horizontal(pl.col("gpu_count"), 1)
+    total = (pl.col("price_nusd_hour") + pl.col("storage_nusd_hour")) * hours + pl.col("fee_nusd")
+    key = {
+        "price": pl.col("price_nusd_hour"),
+        "price_per_gpu": pl.col("price_nusd_hour") // gpus,
+        "price_per_vram": pl.col("price_nusd_hour") / (pl.col("vram_gib") * gpus),
+        "vram": -pl.col("vram_gib"),
+        "total": total,
+    }[sort]
+    return table.with_columns(key.alias("key")).sort(
+        ["trouble", "key", "vram_gib", "cpu_cores", "marketplace", "machine_id", "row"],
+        descending=[False, False, True, True, False, False, False],
+        nulls_last=True,
+    )
+
+
+def nothing_fits(steps: Sequence[FilterStep], offered: int) -> NoMatchingOffer:
+    """The error that says which filter removed the last candidates."""
+    if not offered:
+        return NoMatchingOffer("no marketplace offers anything now; `%gpu doctor` shows how each one answers")
+    last = next((step for step in steps if step.after == 0), None)
+    if last is None:
+        return NoMatchingOffer(f"all {offered} fitting offers were tried or belong to machines that failed before")
+    return NoMatchingOffer(
+        f"no offer fits: {last.filter!r} removed the last {last.before} of {offered} offers; "
+        f"loosen it, or see `%gpu offers`"
+    )
