@@ -1,0 +1,127 @@
+"""The async clients for callers without an event loop: magics, CLI, plain scripts.
+
+One background thread with one loop per process carries all calls, so a call also works inside a notebook kernel, whose
+own loop is busy running the cell. Ctrl-C in the calling thread cancels the pending call and is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from jupyter_gpumarket.client.broker import AsyncClient, connect_async
+from jupyter_gpumarket.client.cluster import AsyncClusterClient
+from jupyter_gpumarket.config import Folders
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Loop:
+    """The background loop. A forked child gets its own: threads do not survive a fork."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def run(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run to the end, from a thread that is not the loop's own; an interrupt cancels the work."""
+        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._guard:
+            if self._loop is None or self._pid != os.getpid():
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(target=self._loop.run_forever, name="gpumarket-client", daemon=True).start()
+            return self._loop
+
+
+_LOOP = _Loop()
+_A = TypeVar("_A", AsyncClient, AsyncClusterClient)
+
+
+class _Bridged:
+    """Holds the async twin of a sync client."""
+
+    def __init__(self, twin: Any) -> None:
+        self._twin = twin
+
+    def close(self) -> None:
+        """Close connections; the other side goes on."""
+        _LOOP.run(self._twin.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _bridged(
+    method: Callable[Concatenate[_A, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Any, P], R]:
+    """The same method, waiting for its end."""
+
+    def call(self: _Bridged, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return _LOOP.run(method(self._twin, *args, **kwargs))
+
+    call.__name__, call.__doc__, call.__qualname__ = method.__name__, method.__doc__, method.__qualname__
+    return call
+
+
+class ClusterClient(_Bridged):
+    """`AsyncClusterClient` for threads without a loop: same methods, same errors."""
+
+    run = _bridged(AsyncClusterClient.run)
+    runs = _bridged(AsyncClusterClient.runs)
+    messages = _bridged(AsyncClusterClient.messages)
+    interrupt = _bridged(AsyncClusterClient.interrupt)
+    put_blob = _bridged(AsyncClusterClient.put_blob)
+    output = _bridged(AsyncClusterClient.output)
+    nodes = _bridged(AsyncClusterClient.nodes)
+    restart_session = _bridged(AsyncClusterClient.restart_session)
+    node_log = _bridged(AsyncClusterClient.node_log)
+
+
+class Client(_Bridged):
+    """`AsyncClient` for threads without a loop: same methods, same errors."""
+
+    health = _bridged(AsyncClient.health)
+    marketplaces = _bridged(AsyncClient.marketplaces)
+    offers = _bridged(AsyncClient.offers)
+    wish = _bridged(AsyncClient.wish)
+    leases = _bridged(AsyncClient.leases)
+    lease = _bridged(AsyncClient.lease)
+    release = _bridged(AsyncClient.release)
+    extend = _bridged(AsyncClient.extend)
+    story = _bridged(AsyncClient.story)
+    start_run = _bridged(AsyncClient.start_run)
+    run_cost = _bridged(AsyncClient.run_cost)
+    costs = _bridged(AsyncClient.costs)
+    budgets = _bridged(AsyncClient.budgets)
+    set_budget = _bridged(AsyncClient.set_budget)
+    orphans = _bridged(AsyncClient.orphans)
+    reconcile = _bridged(AsyncClient.reconcile)
+    shutdown = _bridged(AsyncClient.shutdown)
+
+    def cluster(self, lease: str) -> ClusterClient:
+        """The cluster process of a lease."""
+        return ClusterClient(_LOOP.run(self._twin.cluster(lease)))
+
+
+def connect(folders: Folders | None = None, *, start: bool = True, timeout_s: float = 15) -> Client:
+    """A client of this user's broker, which is started when none runs (and `start` is true).
+
+    Raises:
+        BrokerUnavailable: there is none and it cannot be started; the message ends with the last lines of its log.
+    """
+    return Client(_LOOP.run(connect_async(folders, start=start, timeout_s=timeout_s)))

@@ -1,0 +1,220 @@
+"""The broker's routes as async methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+from urllib.parse import quote
+
+from jupyter_gpumarket import config
+from jupyter_gpumarket.api import (
+    BrokerInfo,
+    BudgetSetting,
+    BudgetView,
+    ClusterAccess,
+    CostList,
+    CostQuery,
+    ExtendRequest,
+    JournalLine,
+    LeaseView,
+    MarketplaceInfo,
+    OfferList,
+    OfferSearch,
+    Orphan,
+    ReconcileQuery,
+    Reconciliation,
+    ReleaseRequest,
+    RunCost,
+    RunWish,
+)
+from jupyter_gpumarket.client import start as starting
+from jupyter_gpumarket.client.cluster import AsyncClusterClient
+from jupyter_gpumarket.client.http import Conversation, Endpoint, Gone
+from jupyter_gpumarket.config import Folders, Secret
+from jupyter_gpumarket.errors import BrokerUnavailable
+from jupyter_gpumarket.models import CellRun, LeaseRequest, Scope
+
+
+async def connect_async(folders: Folders | None = None, *, start: bool = True, timeout_s: float = 15) -> AsyncClient:
+    """A client of this user's broker, which is started when none runs (and `start` is true).
+
+    Raises:
+        BrokerUnavailable: there is none and it cannot be started; the message ends with the last lines of its log.
+    """
+    client = AsyncClient(folders or config.folders(), start=start, timeout_s=timeout_s)
+    await client.health()
+    return client
+
+
+class AsyncClient:
+    """One door's connection to the broker. Survives restarts of the broker: every call may safely be made again."""
+
+    def __init__(self, folders: Folders, *, start: bool = True, timeout_s: float = 15) -> None:
+        self.folders = folders
+        self._start = start
+        self._timeout_s = timeout_s
+        self._conversation: Conversation | None = None
+
+    async def health(self) -> BrokerInfo:
+        """Who the broker is and what it has."""
+        info: BrokerInfo = await self._call("GET", "/v1/health", BrokerInfo)
+        return info
+
+    async def marketplaces(self) -> list[MarketplaceInfo]:
+        """The marketplaces that are set up, and why others are not."""
+        found: list[MarketplaceInfo] = await self._call("GET", "/v1/marketplaces", list[MarketplaceInfo])
+        return found
+
+    async def offers(self, search: OfferSearch | None = None) -> OfferList:
+        """What can be rented now."""
+        found: OfferList = await self._call("POST", "/v1/offers", OfferList, body=search or OfferSearch())
+        return found
+
+    async def wish(self, request: LeaseRequest) -> LeaseView:
+        """Ask for a node. Returns as soon as the wish is in the journal; follow it with `lease(..., wait_s=...)`.
+
+        Raises:
+            BudgetExceeded: a budget does not cover it. NoMatchingOffer is told by the lease itself, as its reason.
+        """
+        view: LeaseView = await self._call("POST", "/v1/leases", LeaseView, body=request)
+        return view
+
+    async def leases(self, *, all: bool = False) -> list[LeaseView]:  # noqa: A002 -- as the route calls it
+        """Open leases, newest last; with `all`, ended ones too."""
+        query = {"all": 1} if all else {}
+        views: list[LeaseView] = await self._call("GET", "/v1/leases", list[LeaseView], query=query)
+        return views
+
+    async def lease(self, lease: str, *, after_seq: int | None = None, wait_s: float = 0) -> LeaseView:
+        """One lease, by id or by the name of an open one. With `after_seq`, waits up to `wait_s` for a change.
+
+        Raises:
+            BadRequest: no such lease.
+        """
+        query: dict[str, str | int | float] = {}
+        if after_seq is not None:
+            query = {"after_seq": after_seq, "wait_s": wait_s}
+        view: LeaseView = await self._call("GET", f"/v1/leases/{_part(lease)}", LeaseView, query=query, wait_s=wait_s)
+        return view
+
+    async def release(self, lease: str, reason: str = "asked by the user") -> LeaseView:
+        """Ask to give a node back. Confirmed only when the state is RELEASED."""
+        path = f"/v1/leases/{_part(lease)}/release"
+        view: LeaseView = await self._call("POST", path, LeaseView, body=ReleaseRequest(reason=reason))
+        return view
+
+    async def extend(self, lease: str, *, max_s: int | None = None, budget_nusd: int | None = None) -> LeaseView:
+        """New totals for a lease's longest time and budget."""
+        body = ExtendRequest(max_s=max_s, budget_nusd=budget_nusd)
+        view: LeaseView = await self._call("POST", f"/v1/leases/{_part(lease)}/extend", LeaseView, body=body)
+        return view
+
+    async def story(self, lease: str) -> list[JournalLine]:
+        """What the journal tells about a lease, oldest first."""
+        path = f"/v1/leases/{_part(lease)}/story"
+        lines: list[JournalLine] = await self._call("GET", path, list[JournalLine])
+        return lines
+
+    async def cluster(self, lease: str) -> AsyncClusterClient:
+        """The cluster process of a lease. Finds it again by itself when it was started anew."""
+
+        async def find() -> Endpoint:
+            path = f"/v1/leases/{_part(lease)}/cluster"
+            access: ClusterAccess = await self._call("GET", path, ClusterAccess)
+            return Endpoint(url=access.url, token=Secret(access.token))
+
+        return AsyncClusterClient(await find(), find)
+
+    async def start_run(self, wish: RunWish) -> CellRun:
+        """Before a cell runs: budgets are checked and the wish is journaled. The same `run_id` twice is one run.
+
+        Raises:
+            BudgetExceeded: a budget is used up.
+        """
+        run: CellRun = await self._call("POST", "/v1/runs", CellRun, body=wish)
+        return run
+
+    async def run_cost(self, run_id: str) -> RunCost:
+        """A cell run and its share of its lease's bill so far."""
+        cost: RunCost = await self._call("GET", f"/v1/runs/{_part(run_id)}", RunCost)
+        return cost
+
+    async def costs(self, query: CostQuery | None = None) -> CostList:
+        """Lines of the ledger."""
+        lines: CostList = await self._call("POST", "/v1/costs", CostList, body=query or CostQuery())
+        return lines
+
+    async def budgets(self) -> list[BudgetView]:
+        """All budgets, with what is spent and reserved."""
+        views: list[BudgetView] = await self._call("GET", "/v1/budgets", list[BudgetView])
+        return views
+
+    async def set_budget(
+        self, scope: Scope, key: str, limit_nusd: int | None, *, since_ms: int = 0
+    ) -> list[BudgetView]:
+        """Set a budget's limit; None takes the limit away. Returns all budgets."""
+        body = BudgetSetting(scope=scope, key=key, limit_nusd=limit_nusd, since_ms=since_ms)
+        views: list[BudgetView] = await self._call("PUT", "/v1/budgets", list[BudgetView], body=body)
+        return views
+
+    async def orphans(self) -> list[Orphan]:
+        """Rentals with our label that no open lease knows."""
+        found: list[Orphan] = await self._call("GET", "/v1/orphans", list[Orphan])
+        return found
+
+    async def reconcile(self, lease: str | None = None) -> list[Reconciliation]:
+        """Compare ended leases (or this one) with the marketplaces' own bills now."""
+        body = ReconcileQuery(lease=lease)
+        found: list[Reconciliation] = await self._call("POST", "/v1/reconcile", list[Reconciliation], body=body)
+        return found
+
+    async def shutdown(self) -> None:
+        """Ask the broker to end. Leases and cluster processes go on; the next door starts a new broker."""
+        conversation = self._conversation or await starting.find(self.folders, start=False, timeout_s=self._timeout_s)
+        self._conversation = conversation
+        try:
+            await conversation.call("POST", "/v1/shutdown", Any)
+        except Gone:
+            return
+
+    async def aclose(self) -> None:
+        """Close connections; the broker goes on."""
+        if self._conversation is not None:
+            await self._conversation.aclose()
+            self._conversation = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer: Any,
+        *,
+        body: object = None,
+        query: Mapping[str, str | int | float] | None = None,
+        wait_s: float = 0,
+    ) -> Any:
+        """One call, made again once when the broker was restarted meanwhile."""
+        for last_try in (False, True):
+            if self._conversation is None:
+                self._conversation = await starting.find(self.folders, start=self._start, timeout_s=self._timeout_s)
+            conversation = self._conversation
+            try:
+                return await conversation.call(method, path, answer, body=body, query=query, wait_s=wait_s)
+            except Gone as gone:
+                if self._conversation is conversation:
+                    self._conversation = None
+                await conversation.aclose()
+                if last_try:
+                    raise BrokerUnavailable(f"the broker ended while it was asked ({gone}); try again") from None
+        raise AssertionError("unreachable")
+
+
+def _part(text: str) -> str:
+    """One segment of a path."""
+    return quote(text, safe="")

@@ -1,0 +1,108 @@
+"""The routes of a cluster process as async methods."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from jupyter_gpumarket.api import MessageBatch, NodeView, RunRequest, RunView
+from jupyter_gpumarket.client.http import Conversation, Endpoint, Gone
+from jupyter_gpumarket.errors import Unreachable
+
+T = TypeVar("T")
+
+
+class AsyncClusterClient:
+    """A door's connection to one cluster process. `find` asks the broker again when the process was replaced."""
+
+    def __init__(self, endpoint: Endpoint, find: Callable[[], Awaitable[Endpoint]]) -> None:
+        self._find = find
+        self._conversation = Conversation(endpoint)
+
+    async def run(self, request: RunRequest) -> RunView:
+        """Run a cell. The same `run_id` sent twice runs once. Follow it with `messages`."""
+        view: RunView = await self._call("POST", "/v1/runs", RunView, body=request)
+        return view
+
+    async def runs(self) -> list[RunView]:
+        """All cell runs whose log is still here."""
+        views: list[RunView] = await self._call("GET", "/v1/runs", list[RunView])
+        return views
+
+    async def messages(self, run_id: str, after: int = 0, wait_s: float = 0) -> MessageBatch:
+        """Output messages after number `after`; waits up to `wait_s` when there is nothing yet."""
+        query = {"after": after, "wait_s": wait_s}
+        path = f"/v1/runs/{_part(run_id)}/messages"
+        batch: MessageBatch = await self._call("GET", path, MessageBatch, query=query, wait_s=wait_s)
+        return batch
+
+    async def interrupt(self, run_id: str) -> RunView:
+        """Interrupt a run as Ctrl-C would."""
+        view: RunView = await self._call("POST", f"/v1/runs/{_part(run_id)}/interrupt", RunView)
+        return view
+
+    async def put_blob(self, data: bytes) -> str:
+        """Store an input's bytes; returns the SHA-256 that `InputRef` names."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        headers = {"Content-Type": "application/octet-stream"}
+        await self._raw("PUT", f"/v1/blobs/{sha256}", content=data, headers=headers)
+        return sha256
+
+    async def output(self, run_id: str, name: str) -> bytes:
+        """An output variable's bytes, verified by the cluster process. Decode them with `codecs.decode` only."""
+        return await self._raw("GET", f"/v1/runs/{_part(run_id)}/outputs/{_part(name)}")
+
+    async def nodes(self) -> list[NodeView]:
+        """The nodes as the cluster process sees them."""
+        views: list[NodeView] = await self._call("GET", "/v1/nodes", list[NodeView])
+        return views
+
+    async def restart_session(self, lease_id: str, session: str = "main") -> None:
+        """Kill a session's kernel and start a new one; its runs end as errors."""
+        await self._raw("POST", f"/v1/nodes/{_part(lease_id)}/sessions/{_part(session)}/restart")
+
+    async def node_log(self, lease_id: str) -> str:
+        """The last lines of what the agent and set-up logged for a node. A node's words: clean before display."""
+        return (await self._raw("GET", f"/v1/nodes/{_part(lease_id)}/log")).decode("utf-8", errors="replace")
+
+    async def aclose(self) -> None:
+        """Close connections; the cluster process goes on."""
+        await self._conversation.aclose()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer: Any,
+        *,
+        body: object = None,
+        query: Mapping[str, str | int | float] | None = None,
+        wait_s: float = 0,
+    ) -> Any:
+        return await self._again(lambda at: at.call(method, path, answer, body=body, query=query, wait_s=wait_s))
+
+    async def _raw(
+        self, method: str, path: str, *, content: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        return await self._again(lambda at: at.raw(method, path, content=content, headers=headers))
+
+    async def _again(self, call: Callable[[Conversation], Awaitable[T]]) -> T:
+        """Make a call; once more, at a fresh address, when the cluster process was replaced meanwhile."""
+        conversation = self._conversation
+        try:
+            return await call(conversation)
+        except Gone:
+            endpoint = await self._find()
+            if self._conversation is conversation:
+                self._conversation = Conversation(endpoint)
+                await conversation.aclose()
+        try:
+            return await call(self._conversation)
+        except Gone as gone:
+            raise Unreachable(f"the cluster process does not answer ({gone}); try again in a moment") from None
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")
