@@ -1,0 +1,101 @@
+"""Entries read again from the first to the last: the chain checked, the rows folded, both compared with the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from jupyter_gpumarket.journal import failures, schema
+from jupyter_gpumarket.journal.entries import FIRST_HASH, Row, Stored, chained, stored_rows
+
+BATCH = 1_000
+
+
+def replay(connection: sa.Connection, where: str) -> list[Row]:
+    """Check the whole chain and fold the rows that entries carry; the last content of each row is kept.
+
+    Rows of tables that a newer version added are passed over.
+
+    Raises:
+        JournalCorrupt: the entry at which the chain breaks, or that cannot be read.
+    """
+    rows: dict[tuple[Any, ...], Row] = {}
+    for entry in _checked(connection, where):
+        try:
+            for name, text in stored_rows(entry.rows):
+                if name not in schema.PROJECTIONS:
+                    continue
+                table, kind, columns = schema.PROJECTIONS[name]
+                row = msgspec.json.decode(text, type=kind)
+                values = columns(row)
+                rows[name, *(values[column.name] for column in table.primary_key)] = row
+        except msgspec.DecodeError as error:
+            raise failures.corrupt(where, f"the rows of entry {entry.seq} cannot be read ({error})") from None
+    return list(rows.values())
+
+
+def verify(connection: sa.Connection, where: str) -> None:
+    """Compare each projection with the entries replayed.
+
+    Raises:
+        JournalCorrupt: names the first difference.
+    """
+    expected: dict[str, list[dict[str, Any]]] = {name: [] for name in schema.PROJECTIONS}
+    for row in replay(connection, where):
+        name, columns = _PLACE[type(row)]
+        expected[name].append({**columns(row), "data": row})
+    for name, (table, kind, _) in schema.PROJECTIONS.items():
+        keys = [column.name for column in table.primary_key]
+        told = {tuple(row[key] for key in keys): row for row in expected[name]}
+        held = _held(connection, where, table, kind)
+        for key in sorted(set(told) | set(held), key=str):
+            if told.get(key) != held.get(key):
+                raise failures.corrupt(where, f"the row {key} of {name} is not what the entries say; rebuild it")
+
+
+_PLACE = {kind: (name, columns) for name, (_, kind, columns) in schema.PROJECTIONS.items()}
+
+
+def _held(
+    connection: sa.Connection, where: str, table: sa.Table, kind: type[Any]
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    keys = [column.name for column in table.primary_key]
+    held = {}
+    for found in connection.execute(sa.select(table)).mappings():
+        row = dict(found)
+        try:
+            row["data"] = msgspec.json.decode(row["data"], type=kind)
+        except msgspec.DecodeError as error:
+            raise failures.corrupt(where, f"a row of {table.name} cannot be read ({error})") from None
+        held[tuple(row[key] for key in keys)] = row
+    return held
+
+
+def _checked(connection: sa.Connection, where: str) -> Iterator[Stored]:
+    previous, seq = FIRST_HASH, 0
+    while True:
+        query = sa.select(schema.entries).where(schema.entries.c.seq > seq).order_by(schema.entries.c.seq).limit(BATCH)
+        found = connection.execute(query).mappings().all()
+        for row in found:
+            entry = Stored(**{str(name): value for name, value in row.items()})
+            if entry.seq != seq + 1:
+                raise failures.corrupt(where, f"entry {seq + 1} is missing")
+            if chained(previous, entry) != entry.hash:
+                raise failures.corrupt(where, f"entry {entry.seq} was changed after it was written")
+            previous, seq = entry.hash, entry.seq
+            yield entry
+        if len(found) < BATCH:
+            break
+    _check_end(connection, where, seq, previous)
+
+
+def _check_end(connection: sa.Connection, where: str, seq: int, last: str) -> None:
+    head = connection.execute(sa.select(schema.head.c.seq, schema.head.c.hash)).first()
+    if head is None or head.seq > seq:
+        missing = "the entry at the end" if head is None else f"the entries {seq + 1} to {head.seq}"
+        raise failures.corrupt(where, f"{missing} cannot be found")
+    if head.seq != seq or head.hash != last:
+        raise failures.corrupt(where, f"entry {seq} was not written by a broker")

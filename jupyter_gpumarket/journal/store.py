@@ -1,0 +1,290 @@
+"""The journal itself: append, read, verify, rebuild. Called by the broker alone, on its one loop; calls are short.
+
+Promises:
+- What `append` returned is on the disk, whole, with the rows it changed. What it raised for is not there at all
+  (except where the message says that it is unknown).
+- The rows always equal the entries replayed; `verify` proves it and `rebuild` makes it so again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+import jupyter_gpumarket
+from jupyter_gpumarket.api import JournalLine
+from jupyter_gpumarket.clock import Clock
+from jupyter_gpumarket.errors import JournalError, JournalLocked
+from jupyter_gpumarket.journal import failures, schema
+from jupyter_gpumarket.journal.backend import Backend, backend
+from jupyter_gpumarket.journal.entries import (
+    TABLE_OF,
+    NewEntry,
+    Row,
+    Stored,
+    as_text,
+    chained,
+    rows_text,
+    storable_text,
+)
+from jupyter_gpumarket.journal.replay import replay, verify
+from jupyter_gpumarket.journal.upgrade import upgrade
+from jupyter_gpumarket.models import Budget, CellRun, Charge, Lease, Machine
+
+RowT = TypeVar("RowT", Lease, CellRun, Charge, Budget, Machine)
+
+
+class Journal:
+    """One open journal. Made by `Journal.open`; `close` gives its lock back."""
+
+    def __init__(self, database: Backend, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._failed: str | None = None
+        self._head: tuple[int, str] | None = None
+        self.minor = schema.MINOR
+        self._upsert = sqlite.insert if database.engine.dialect.name == "sqlite" else postgresql.insert
+
+    @classmethod
+    def open(cls, url: str, clock: Clock) -> Journal:
+        """Open the journal at a SQLAlchemy URL, make it where there is none, and bring its schema up to date.
+
+        Raises:
+            JournalLocked: another broker has it; names the holder.
+            JournalTooNew: a newer major version wrote it.
+            JournalCorrupt, JournalFull, JournalError: it cannot be read, or written.
+            ConfigError: the URL names no database that is supported.
+        """
+        journal = cls(backend(url), clock)
+        try:
+            with journal._transaction(writes=False) as connection:
+                journal._database.check(connection)
+            with journal._transaction(writes=True) as connection:
+                journal.minor = upgrade(connection, journal.where)
+            with journal._transaction(writes=False) as connection:
+                journal._read_head(connection)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    @property
+    def where(self) -> str:
+        """The file or the server, without any password."""
+        return self._database.where
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def append(self, entries: Sequence[NewEntry]) -> list[JournalLine]:
+        """Write entries and the rows they change, all or none; durable on return.
+
+        Raises:
+            JournalFull: no room; nothing was written, and the next call tries anew.
+            JournalLocked: another program is writing.
+            JournalError: it cannot be written; the message says whether that is certain.
+        """
+        if not entries:
+            return []
+        with self._transaction(writes=True) as connection:
+            old = self._head or self._read_head(connection)
+            stored = self._stored(old, entries)
+            new = (stored[-1].seq, stored[-1].hash)
+            moved = connection.execute(
+                schema.head.update()
+                .where(schema.head.c.id == 1, schema.head.c.seq == old[0], schema.head.c.hash == old[1])
+                .values(seq=new[0], hash=new[1])
+            )
+            if moved.rowcount != 1:
+                self._head = None
+                raise JournalLocked(f"another program wrote in the journal {self.where}; start the broker again")
+            connection.execute(schema.entries.insert(), [msgspec.to_builtins(entry) for entry in stored])
+            for entry in entries:
+                for row in entry.rows:
+                    self._put(connection, row)
+        self._head = new
+        return [_line(entry.seq, entry.at_ms, entry.kind, entry.subject, entry.body) for entry in stored]
+
+    def _stored(self, head: tuple[int, str], entries: Sequence[NewEntry]) -> list[Stored]:
+        seq, previous = head
+        at_ms = self._clock.now_ms()
+        stored = []
+        for entry in entries:
+            seq += 1
+            plain = Stored(
+                seq=seq,
+                at_ms=at_ms,
+                kind=storable_text(entry.kind),
+                subject=storable_text(entry.subject),
+                body=as_text(entry.body),
+                rows=rows_text([(TABLE_OF[type(row)], as_text(row)) for row in entry.rows]),
+                writer=jupyter_gpumarket.__version__,
+            )
+            previous = chained(previous, plain)
+            stored.append(msgspec.structs.replace(plain, hash=previous))
+        return stored
+
+    def _put(self, connection: sa.Connection, row: Row) -> None:
+        table, _, columns = schema.PROJECTIONS[TABLE_OF[type(row)]]
+        values = {name: storable_text(v) if isinstance(v, str) else v for name, v in columns(row).items()}
+        values["data"] = as_text(row)
+        keys = [column.name for column in table.primary_key]
+        statement = self._upsert(table).values(values)
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=keys, set_={name: statement.excluded[name] for name in values if name not in keys}
+            )
+        )
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def entries(
+        self,
+        *,
+        after: int = 0,
+        subject: str | None = None,
+        kinds: Collection[str] | None = None,
+        limit: int | None = None,
+    ) -> list[JournalLine]:
+        """Entries after a sequence number, oldest first; of one subject, of some kinds, at most `limit`."""
+        columns = schema.entries.c
+        query = sa.select(columns.seq, columns.at_ms, columns.kind, columns.subject, columns.body)
+        query = query.where(columns.seq > after).order_by(columns.seq)
+        if subject is not None:
+            query = query.where(columns.subject == subject)
+        if kinds is not None:
+            query = query.where(columns.kind.in_(list(kinds)))
+        if limit is not None:
+            query = query.limit(limit)
+        with self._transaction(writes=False) as connection:
+            return [_line(*row) for row in connection.execute(query)]
+
+    def last_seq(self) -> int:
+        """The number of the last entry; 0 when there is none."""
+        with self._transaction(writes=False) as connection:
+            return (self._head or self._read_head(connection))[0]
+
+    def lease(self, lease_id: str) -> Lease | None:
+        """One lease as it is now."""
+        return self._one(Lease, schema.leases.c.lease_id == lease_id)
+
+    def leases(self, *, open_only: bool = False) -> list[Lease]:
+        """All leases, oldest first; `open_only`: those not released and not failed."""
+        where = [schema.leases.c.is_open == 1] if open_only else []
+        return self._all(Lease, where, schema.leases.c.created_ms, schema.leases.c.lease_id)
+
+    def lease_by_request(self, request_id: str) -> Lease | None:
+        """The lease that was made for a door's request."""
+        return self._one(Lease, schema.leases.c.request_id == request_id)
+
+    def run(self, run_id: str) -> CellRun | None:
+        """One cell run as it is now."""
+        return self._one(CellRun, schema.runs.c.run_id == run_id)
+
+    def runs(self, *, lease_id: str | None = None, since_ms: int | None = None) -> list[CellRun]:
+        """Cell runs, oldest first: of one lease; still going on at or after a time (not started counts as going on)."""
+        columns = schema.runs.c
+        where = []
+        if lease_id is not None:
+            where.append(columns.lease_id == lease_id)
+        if since_ms is not None:
+            where.append(sa.or_(columns.ended_ms.is_(None), columns.ended_ms >= since_ms))
+        return self._all(CellRun, where, columns.started_ms, columns.run_id)
+
+    def charges(self, *, since_ms: int = 0, until_ms: int | None = None, lease_id: str | None = None) -> list[Charge]:
+        """Lines of the ledger that touch a span of time, oldest first."""
+        columns = schema.charges.c
+        where = [columns.end_ms >= since_ms]
+        if until_ms is not None:
+            where.append(columns.start_ms < until_ms)
+        if lease_id is not None:
+            where.append(columns.lease_id == lease_id)
+        return self._all(Charge, where, columns.start_ms, columns.charge_id)
+
+    def budgets(self) -> list[Budget]:
+        """All budgets."""
+        return self._all(Budget, [], schema.budgets.c.scope, schema.budgets.c.key)
+
+    def machines(self) -> list[Machine]:
+        """What is remembered of machines."""
+        return self._all(Machine, [], schema.machines.c.marketplace, schema.machines.c.machine_id)
+
+    def _one(self, kind: type[RowT], where: sa.ColumnElement[bool]) -> RowT | None:
+        found = self._all(kind, [where])
+        return found[0] if found else None
+
+    def _all(
+        self, kind: type[RowT], where: Sequence[sa.ColumnElement[bool]], *order: sa.ColumnElement[Any]
+    ) -> list[RowT]:
+        table = schema.PROJECTIONS[TABLE_OF[kind]][0]
+        query = sa.select(table.c.data).where(*where).order_by(*order)
+        with self._transaction(writes=False) as connection:
+            texts = connection.execute(query).scalars().all()
+        try:
+            return [msgspec.json.decode(text, type=kind) for text in texts]
+        except msgspec.DecodeError as error:
+            raise failures.corrupt(self.where, f"a row of {table.name} cannot be read ({error})") from None
+
+    # ── upkeep ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def verify(self) -> None:
+        """Prove that the chain is whole and that the rows equal the entries replayed.
+
+        Raises:
+            JournalCorrupt: names the first entry or row that does not fit.
+        """
+        with self._transaction(writes=False) as connection:
+            verify(connection, self.where)
+
+    def rebuild(self) -> None:
+        """Compute all rows again from the entries.
+
+        Raises:
+            JournalCorrupt: the entries themselves do not add up; nothing was changed.
+        """
+        with self._transaction(writes=True) as connection:
+            rows = replay(connection, self.where)
+            for table, _, _ in schema.PROJECTIONS.values():
+                connection.execute(table.delete())
+            for row in rows:
+                self._put(connection, row)
+
+    def close(self) -> None:
+        """Close the database and give the lock back. Again: no effect."""
+        with self._lock:
+            self._failed = self._failed or "it is closed"
+            self._database.close()
+
+    def _read_head(self, connection: sa.Connection) -> tuple[int, str]:
+        found = connection.execute(sa.select(schema.head.c.seq, schema.head.c.hash)).first()
+        if found is None:
+            raise failures.corrupt(self.where, "it does not know its last entry")
+        self._head = (found.seq, found.hash)
+        return self._head
+
+    @contextmanager
+    def _transaction(self, *, writes: bool) -> Iterator[sa.Connection]:
+        """One transaction; database errors become the journal's own."""
+        with self._lock:
+            if self._failed:
+                raise JournalError(f"the journal {self.where} is not open: {self._failed}")
+            self._database.writes = writes
+            try:
+                with self._database.engine.begin() as connection:
+                    yield connection
+            except sa.exc.SQLAlchemyError as error:
+                self._head = None
+                told = failures.meaning(error, self.where, self._database.free_bytes())
+                if failures.is_doubtful(told, error):
+                    self._failed = str(told)
+                raise told from None
+
+
+def _line(seq: int, at_ms: int, kind: str, subject: str, body: str) -> JournalLine:
+    return JournalLine(seq=seq, at_ms=at_ms, kind=kind, subject=subject, body=msgspec.json.decode(body))
