@@ -1,0 +1,122 @@
+"""numpy arrays as npy files: plain numbers, booleans, text, bytes and times; never objects, never structures.
+
+The header is checked against the bytes that are there before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from jupyter_gpumarket.codecs.limits import DEFAULT_LIMITS, Limits
+from jupyter_gpumarket.errors import CodecError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_DIMENSIONS = 32
+_ITEM_SIZES = {"b": {1}, "i": {1, 2, 4, 8}, "u": {1, 2, 4, 8}, "f": {2, 4, 8}, "c": {8, 16}, "m": {8}, "M": {8}}
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is a numpy array (without importing numpy for it)."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def python_scalar(value: Any) -> Any:
+    """A numpy number, text or truth value as the Python one; anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, numpy.generic):
+        return value
+    if isinstance(value, numpy.datetime64 | numpy.timedelta64 | numpy.void | numpy.longdouble | numpy.clongdouble):
+        return value
+    return value.item()
+
+
+def dumps(value: Any) -> bytes:
+    """An array as an npy file.
+
+    Raises:
+        CodecError: an array of objects or structures, or a subclass that carries more than its numbers.
+    """
+    import numpy as np
+
+    if type(value) not in (np.ndarray, np.memmap):
+        raise CodecError(f"a numpy {type(value).__name__} has no codec; return np.asarray(...) of it")
+    _check_dtype(value.dtype)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(value), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def loads(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[Any, Any]:
+    """The array of an npy file, writable and in its own memory.
+
+    Raises:
+        CodecError: not npy, objects inside, or a shape that the bytes do not fill exactly.
+    """
+    import numpy as np
+
+    if len(data) > limits.max_bytes:
+        raise CodecError(f"an array of {len(data):,} bytes; at most {limits.max_bytes:,} are accepted")
+    shape, fortran, dtype, offset = _header(data)
+    _check_dtype(dtype)
+    if len(shape) > MAX_DIMENSIONS or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in shape):
+        raise CodecError(f"an npy file with an impossible shape: {str(shape)[:80]}")
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != len(data) - offset:
+        raise CodecError(f"an npy file that announces {expected:,} bytes and has {len(data) - offset:,}")
+    try:
+        flat = np.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=offset)
+        found = flat.reshape(shape, order="F" if fortran else "C").copy(order="K")
+    except (ValueError, MemoryError, OverflowError) as error:
+        raise CodecError(f"an npy file that cannot be read: {error}") from None
+    check_items(found)
+    return found
+
+
+def check_items(array: np.ndarray[Any, Any]) -> None:
+    """Bit patterns that a dtype does not allow but numpy would hand on.
+
+    Raises:
+        CodecError: a boolean that is neither 0 nor 1, or text beyond Unicode.
+    """
+    import numpy as np
+
+    if array.size == 0 or array.dtype.itemsize == 0:
+        return
+    if array.dtype.kind == "b" and np.ascontiguousarray(array).view(np.uint8).max() > 1:
+        raise CodecError("an array of booleans with a value that is neither 0 nor 1")
+    if array.dtype.kind == "U":
+        codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if codes.max() > 0x10FFFF or ((codes >= 0xD800) & (codes <= 0xDFFF)).any():
+            raise CodecError("an array of text with characters that are not Unicode")
+
+
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    import numpy as np
+
+    file = io.BytesIO(data[:70_000])  # the longest header that version 1 can write
+    try:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise CodecError(f"an npy file of version {version}; 1.0 and 2.0 are known")
+        shape, fortran, dtype = readers[version](file, max_header_size=10_000)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, KeyError, OverflowError) as error:
+        raise CodecError(f"not an npy file: {str(error)[:200]}") from None
+    return shape, fortran, dtype, file.tell()
+
+
+def _check_dtype(dtype: np.dtype[Any]) -> None:
+    if dtype.hasobject:
+        raise CodecError("an array of Python objects has no codec; return a list, or an array of numbers or text")
+    if dtype.fields or dtype.subdtype:
+        raise CodecError("an array of structures has no codec; return a table, or one array for each field")
+    if dtype.kind in "SU":
+        return
+    if dtype.itemsize not in _ITEM_SIZES.get(dtype.kind, set()):
+        raise CodecError(f"an array of {dtype} has no codec; convert it, for example with .astype('float64')")
