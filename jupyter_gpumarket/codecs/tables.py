@@ -207,8 +207,7 @@ def _write_table(table: Any) -> bytes:
 
 
 def _write_polars(frame: Any) -> bytes:
-    import polars as pl  # type: ignore[import-not-found, unused-ignore]
-
+    pl = sys.modules["polars"]  # whoever has a polars frame has polars; nobody else needs it
     objects = [name for name, kind in frame.schema.items() if kind == pl.Object]
     if objects:
         raise CodecError(f"the column {objects[0]!r} holds Python objects, which have no codec; convert it first")
