@@ -145,6 +145,7 @@ class Rental(Record, frozen=True, kw_only=True):
     machine_id: str = ""
     address: NodeAddress | None = None
     created_ms: int | None = None
+    ended_ms: int | None = None
     detail: str = ""
 
 
@@ -221,6 +222,14 @@ ENDED_STATES = frozenset({LeaseState.RELEASED, LeaseState.FAILED})
 BILLING_STATES = frozenset(LeaseState) - ENDED_STATES - {LeaseState.WISHED, LeaseState.QUOTING}
 
 
+class LeaseGoal(StrEnum):
+    """What a lease is heading for. NODE: a ready node, by the next offer if need be; RELEASED and FAILED: its end."""
+
+    NODE = "node"
+    RELEASED = "released"
+    FAILED = "failed"
+
+
 class Owner(Record, frozen=True, kw_only=True):
     """For whom and for what a lease is: the scopes of budgets and reports. Empty text: not told."""
 
@@ -265,6 +274,8 @@ class Lease(Record, frozen=True, kw_only=True):
     `label` is the current attempt's name on the marketplace's account. `phases` holds when each state of the current
     attempt was entered. `deadline_ms` is when the node stops itself; budget and hours are both inside it.
     `billed_from_ms`/`billed_to_ms` span what the marketplace may charge for the current attempt.
+    `attempts` holds the attempts that failed before they were ready, billed from `billed_from_ms` to `ended_ms`; the
+    current one is in the lease's own fields and moves there when it has failed, so no time is in both.
     """
 
     lease_id: str
@@ -273,6 +284,7 @@ class Lease(Record, frozen=True, kw_only=True):
     request: LeaseRequest
     created_ms: int
     changed_ms: int
+    goal: LeaseGoal = LeaseGoal.NODE
     label: str = ""
     offer: Offer | None = None
     quote: Quote | None = None
