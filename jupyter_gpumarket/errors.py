@@ -28,6 +28,7 @@ happened to which thing, and then what to do. No secret enters a message.
     │   ├─ VersionMismatch      names the package, both versions and the fix
     │   └─ NotAsSold            the probe found another machine than the offer said
     ├─ WireError                a peer broke the protocol; the connection ends
+    ├─ PeerRestarted            the other end of a conversation is a new process; what was under way must be asked anew
     ├─ CodecError               a value has no codec, or bytes from a node are not what they claim
     ├─ JournalError
     │   ├─ JournalTooNew        written by a newer version
@@ -156,6 +157,14 @@ class NotAsSold(NodeError):
 
 class WireError(GpuMarketError):
     """A peer broke the protocol: a frame too large, too deep, out of order, or of no known type."""
+
+
+class PeerRestarted(GpuMarketError):
+    """The other end of a conversation is another process than before; `boot_id` is the new one's."""
+
+    def __init__(self, boot_id: str) -> None:
+        super().__init__("the other end was restarted: what was under way there has to be asked for again")
+        self.boot_id = boot_id
 
 
 class CodecError(GpuMarketError):
