@@ -254,7 +254,7 @@ class LeaseRequest(Record, frozen=True, kw_only=True):
 
 
 class Attempt(Record, frozen=True, kw_only=True):
-    """One offer that a lease tried, and how that ended."""
+    """One offer that a lease tried, and how that ended. The ledger bills it by `offer.billing` for its billed span."""
 
     marketplace: str
     offer_id: str
@@ -266,6 +266,8 @@ class Attempt(Record, frozen=True, kw_only=True):
     rental_id: str = ""
     price_nusd_hour: int = 0
     billed_from_ms: int | None = None
+    billed_to_ms: int | None = None
+    offer: Offer | None = None
 
 
 class Lease(Record, frozen=True, kw_only=True):
