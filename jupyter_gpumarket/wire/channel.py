@@ -8,12 +8,13 @@ What must hold:
 1. A message is kept until the other end's application has taken it (`Ack`), and sent again from the number that the
    other end names in its `Hello`.
 2. Numbers belong to a pair of identities. One end dials, the other answers, and the answering end alone decides whether
-   the conversation goes on: it does when both name each other and the numbers fit. Otherwise it takes a new identity,
+   the conversation goes on: it does for the process that it knows, unless that one knows another than us. Else it takes a new identity,
    which makes both ends begin anew: what was unacknowledged is dropped, and `Restarted` is delivered, once, after
    everything that the former conversation had delivered.
 3. At most `WINDOW_BYTES` (and one message) are unacknowledged; a peer that sends more breaks the protocol. So memory is
    bounded at both ends, and a stream is always read: a slow application never hides a ping or an acknowledgement.
-4. The newest stream on which the other end has said hello supersedes the older ones.
+4. The newest stream on which the other end has said hello supersedes the older ones. The dialling end numbers its
+   streams, so that a hello that was long under way does not pass for the newest.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Channel:
         self._attachments = 0
         self._conversation = 0
         self._waiting_bytes_in_all = 0
+        self._newest_stream = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -144,39 +146,40 @@ class Channel:
         """Who this end is in the present conversation."""
         return f"{self.boot_id}.{self._conversation}" if self.answers else self.boot_id
 
-    def hello(self) -> Hello:
+    def hello(self, stream: int) -> Hello:
         """How this end begins a stream."""
-        return Hello(protocol=PROTOCOL, boot=self.identity, to_boot=self.peer_boot_id, received=self._received)
+        return Hello(
+            protocol=PROTOCOL, boot=self.identity, to_boot=self.peer_boot_id, received=self._received, stream=stream
+        )
 
     def kept(self, seq: int) -> bytes | None:
         """The message with this number, unless it is acknowledged or not yet there."""
         return self._kept.get(seq)
 
-    def accept(self, hello: Hello, emit: Emit) -> int:
-        """Go on or begin anew; returns the number of the last message that the other end has.
+    def accept(self, hello: Hello, emit: Emit) -> int | None:
+        """Go on or begin anew; returns the number after which to send, or None for a stream older than the newest.
 
         Raises:
             WireError: the answering end claims to go on, with numbers that cannot be.
         """
-        knows_us = hello.to_boot == self.identity
-        fits = knows_us and self._acked <= hello.received <= self._sent
+        is_first = not self.peer_boot_id
+        received = hello.received if hello.to_boot == self.identity else 0
+        goes_on = is_first or hello.boot == self.peer_boot_id
         if self.answers:
-            goes_on = self._may_go_on(hello, knows_us=knows_us, fits=fits)
-        else:
-            goes_on = self.peer_boot_id in {"", hello.boot}
-            if goes_on and not fits:
-                raise WireError(f"the other end wants to go on after message {hello.received}, which does not fit")
+            if not is_first and goes_on and hello.stream < self._newest_stream:
+                return None
+            self._newest_stream = hello.stream
+            # The hello may have been said before our first answer arrived: then it names nobody.
+            knows_us = hello.to_boot in {"", self.identity}
+            goes_on = is_first or (goes_on and knows_us and received <= self._sent)
+        elif goes_on and not (hello.to_boot == self.boot_id and self._acked <= received <= self._sent):
+            raise WireError(f"the other end wants to go on after message {hello.received}, which does not fit")
         if not goes_on:
             self._begin()
             emit(Restarted(hello.boot))
         self.peer_boot_id = hello.boot
-        return hello.received if goes_on and fits else 0
-
-    def _may_go_on(self, hello: Hello, *, knows_us: bool, fits: bool) -> bool:
-        if knows_us:
-            return fits and hello.boot == self.peer_boot_id
-        # First contact; perhaps again, because our first answer was lost on its way and nothing came of it.
-        return self.peer_boot_id in {"", hello.boot} and self._acked == self._received == 0
+        # More may have been acknowledged on another stream since this hello was said.
+        return max(self._acked, received) if goes_on else 0
 
     def take(self, data: Data, emit: Emit) -> None:
         """A message from the other end; what is known already is dropped.
@@ -217,6 +220,7 @@ class Attachment:
         self._generation = generation
         self._decoder = FrameDecoder()
         self._greeted = False
+        self._stale = False
         self._said_hello = False
         self._cursor = 0
         self._acked = -1
@@ -231,7 +235,7 @@ class Attachment:
     @property
     def is_superseded(self) -> bool:
         """Whether a newer stream has taken over: nothing that comes here counts any more."""
-        return self._generation < self._channel.newest_greeted
+        return self._stale or self._generation < self._channel.newest_greeted
 
     def ping(self, number: int) -> None:
         """Ask for a Pong with the next bytes."""
@@ -247,6 +251,8 @@ class Attachment:
             return
         for frame in self._decoder.feed(data):
             self._take(frame, emit)
+            if self.is_superseded:
+                return
 
     def bytes_to_send(self, limit: int) -> bytes:
         """What to write next, about `limit` bytes of it at most; empty when nothing is due."""
@@ -256,7 +262,7 @@ class Attachment:
         # The answering end waits for the other's hello: it decides under which identity the conversation goes on.
         if not self._said_hello and (self._greeted or not self._channel.answers):
             self._said_hello = True
-            out.append(encode_frame(self._channel.hello()))
+            out.append(encode_frame(self._channel.hello(self._generation)))
         if self._greeted:
             self._write_small(out)
             self._write_data(out, limit)
@@ -304,6 +310,10 @@ class Attachment:
                 f"the other end speaks protocol {hello.protocol}, this one {PROTOCOL}: "
                 "use the same version of jupyter_gpumarket on both sides"
             )
-        self._cursor = self._channel.accept(hello, emit)
+        cursor = self._channel.accept(hello, emit)
+        if cursor is None:
+            self._stale = True
+            return
+        self._cursor = cursor
         self._greeted = True
         self._channel.newest_greeted = self._generation

@@ -32,14 +32,16 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_u
 class Hello(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0):
     """First frame of an attachment, from both ends.
 
-    `to_boot` names the incarnation of the other end that `received` counts for (empty: none known yet). Unknown
-    trailing fields are let through, so that a newer peer is refused by its version and not by its shape.
+    `to_boot` names the incarnation of the other end that `received` counts for (empty: none known yet). `stream` counts
+    the dialling end's streams: hellos may arrive in another order than they were said. Unknown trailing fields are let
+    through, so that a newer peer is refused by its version and not by its shape.
     """
 
     protocol: Number
     boot: BootId
     to_boot: Annotated[str, msgspec.Meta(max_length=64)]
     received: Number
+    stream: Number
 
 
 class Data(Frame, frozen=True, kw_only=True, tag=1):
