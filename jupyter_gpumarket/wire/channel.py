@@ -8,9 +8,9 @@ What must hold:
 1. A message is kept until the other end's application has taken it (`Ack`), and sent again from the number that the
    other end names in its `Hello`.
 2. Numbers belong to a pair of identities. One end dials, the other answers, and the answering end alone decides whether
-   the conversation goes on: it does for the process that it knows, unless that one knows another than us. Else it takes a new identity,
-   which makes both ends begin anew: what was unacknowledged is dropped, and `Restarted` is delivered, once, after
-   everything that the former conversation had delivered.
+   the conversation goes on: it does for the process that it knows, unless that one knows another than us. Else it takes
+   a new identity, which makes both ends begin anew: what was unacknowledged is dropped, and `Restarted` is delivered,
+   once, after everything that the former conversation had delivered.
 3. At most `WINDOW_BYTES` (and one message) are unacknowledged; a peer that sends more breaks the protocol. So memory is
    bounded at both ends, and a stream is always read: a slow application never hides a ping or an acknowledgement.
 4. The newest stream on which the other end has said hello supersedes the older ones. The dialling end numbers its
@@ -250,9 +250,8 @@ class Attachment:
         if self.is_superseded:
             return
         for frame in self._decoder.feed(data):
-            self._take(frame, emit)
-            if self.is_superseded:
-                return
+            if not self._stale:
+                self._take(frame, emit)
 
     def bytes_to_send(self, limit: int) -> bytes:
         """What to write next, about `limit` bytes of it at most; empty when nothing is due."""

@@ -33,7 +33,7 @@ class End:
         self.taken: list[bytes] = []
 
     def emit(self, event: Event) -> None:
-        assert not isinstance(event, Restarted)
+        assert not isinstance(event, Restarted), "both processes live"
         if isinstance(event, Received):
             self.waiting.append(event)
 
@@ -119,6 +119,30 @@ class Conversation(RuleBasedStateMachine):
         for end, other in (self.ends, self.ends[::-1]):
             assert end.taken == other.sent
             assert end.channel.unacknowledged == 0
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_long_random_walks_lose_and_double_nothing(part: int) -> None:
+    """600 seeded walks over three streams at a time, biased towards streams that overlap."""
+    for seed in range(part * 150, part * 150 + 150):
+        rng = random.Random(seed)
+        walk = Conversation()
+        wires = [walk.connect() for _ in range(3)]
+        for _ in range(120):
+            wire, end = rng.choice(wires), rng.randrange(2)
+            step = rng.random()
+            if step < 0.06:
+                wires[rng.randrange(3)] = walk.connect()
+            elif step < 0.4:
+                walk.write(wire, end, rng.choice([1, 10**9]))
+            elif step < 0.75:
+                walk.deliver(wire, end, rng.choice([5, 10**9]))
+            elif step < 0.9:
+                walk.send(end, rng.randrange(10))
+            else:
+                walk.take(end, rng.randrange(1, 4))
+            walk.nothing_lost_doubled_or_reordered_so_far()
+        walk.teardown()
 
 
 TestConversation = Conversation.TestCase
@@ -251,3 +275,37 @@ def test_hostile_bytes_meet_only_wire_errors(seed: int) -> None:
         except WireError:
             pass
         assert attachment._decoder.buffered_bytes <= len(stream)
+
+
+def test_a_hello_long_under_way_does_not_end_the_newer_stream() -> None:
+    """The dialling end's order of streams counts, not the order in which their hellos arrive."""
+    heard: list[Event] = []
+    dialling, answering = Channel("d"), Channel("a", answers=True)
+    slow = dialling.attach(), answering.attach()
+    slow_hello = slow[0].bytes_to_send(1000)
+    quick = join(dialling, answering, heard)
+
+    slow[1].feed(slow_hello, heard.append)
+
+    assert slow[1].is_superseded
+    assert not quick[1].is_superseded
+
+
+def test_what_an_older_stream_delivered_is_not_waited_for() -> None:
+    """An acknowledgement of messages that this stream has not carried moves it on behind them."""
+    heard: list[Event] = []
+    dialling, answering = Channel("d"), Channel("a", answers=True)
+    old = join(dialling, answering, heard)
+    new = dialling.attach(), answering.attach()
+    new[1].feed(new[0].bytes_to_send(1000), heard.append)
+    said = new[1].bytes_to_send(1000)
+    answering.queue(b"on the old stream")
+    old[0].feed(frames.encode_frame(frames.Data(seq=1, payload=b"on the old stream")), heard.append)
+    dialling.consumed(heard[-1])
+    new[0].feed(said, heard.append)
+    new[1].feed(new[0].bytes_to_send(1000), heard.append)
+
+    answering.queue(b"on the new stream")
+    new[0].feed(new[1].bytes_to_send(1000), heard.append)
+
+    assert [event.payload for event in heard] == [b"on the old stream", b"on the new stream"]
