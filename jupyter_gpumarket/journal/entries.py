@@ -35,12 +35,14 @@ class NewEntry(Record, frozen=True, kw_only=True):
         subject: the id of what it is about: a lease, a run, a budget's scope and key.
         body: anything that JSON can hold. Never a secret.
         rows: the new content of each row this entry changes; a row replaces the one with the same primary key.
+        gone: rows that are taken away, such as a lifted budget; only their primary key counts.
     """
 
     kind: str
     subject: str
     body: dict[str, Any] = {}
     rows: tuple[Row, ...] = ()
+    gone: tuple[Row, ...] = ()
 
 
 class Stored(Record, frozen=True, kw_only=True):
@@ -57,10 +59,11 @@ class Stored(Record, frozen=True, kw_only=True):
 
 
 class StoredRow(Record, frozen=True, kw_only=True):
-    """One row inside an entry's `rows` text: the table's name and the row's JSON exactly as the table holds it."""
+    """One row inside an entry's `rows` text: its table, its JSON as the table holds it, whether it is taken away."""
 
     table: str
     row: msgspec.Raw
+    gone: bool = False
 
 
 def as_text(value: Any) -> str:
@@ -86,21 +89,26 @@ def storable_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
-def rows_text(texts: list[tuple[str, str]]) -> str:
-    """The `rows` column of an entry: (table, row JSON) pairs."""
-    return as_text([StoredRow(table=table, row=msgspec.Raw(text.encode())) for table, text in texts])
+def rows_text(entry: NewEntry) -> str:
+    """The `rows` column of an entry."""
+    rows = [_stored_row(row, gone=False) for row in entry.rows] + [_stored_row(row, gone=True) for row in entry.gone]
+    return msgspec.json.encode(rows).decode()
+
+
+def _stored_row(row: Row, *, gone: bool) -> StoredRow:
+    return StoredRow(table=TABLE_OF[type(row)], row=msgspec.Raw(as_text(row).encode()), gone=gone)
 
 
 _ROWS = msgspec.json.Decoder(list[StoredRow])
 
 
-def stored_rows(text: str) -> list[tuple[str, str]]:
-    """The (table, row JSON) pairs of an entry.
+def stored_rows(text: str) -> list[StoredRow]:
+    """The rows of an entry.
 
     Raises:
         msgspec.DecodeError: it is not what `rows_text` wrote.
     """
-    return [(item.table, bytes(item.row).decode()) for item in _ROWS.decode(text)]
+    return _ROWS.decode(text)
 
 
 def chained(previous: str, entry: Stored) -> str:

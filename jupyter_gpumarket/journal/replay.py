@@ -25,13 +25,16 @@ def replay(connection: sa.Connection, where: str) -> list[Row]:
     rows: dict[tuple[Any, ...], Row] = {}
     for entry in _checked(connection, where):
         try:
-            for name, text in stored_rows(entry.rows):
-                if name not in schema.PROJECTIONS:
+            for stored in stored_rows(entry.rows):
+                if stored.table not in schema.PROJECTIONS:
                     continue
-                table, kind, columns = schema.PROJECTIONS[name]
-                row = msgspec.json.decode(text, type=kind)
+                table, kind, columns = schema.PROJECTIONS[stored.table]
+                row = msgspec.json.decode(stored.row, type=kind)
                 values = columns(row)
-                rows[name, *(values[column.name] for column in table.primary_key)] = row
+                key = (stored.table, *(values[column.name] for column in table.primary_key))
+                rows.pop(key, None)
+                if not stored.gone:
+                    rows[key] = row
         except msgspec.DecodeError as error:
             raise failures.corrupt(where, f"the rows of entry {entry.seq} cannot be read ({error})") from None
     return list(rows.values())

@@ -108,6 +108,8 @@ class Journal:
             for entry in entries:
                 for row in entry.rows:
                     self._put(connection, row)
+                for row in entry.gone:
+                    _take_away(connection, row)
         self._head = new
         return [_line(entry.seq, entry.at_ms, entry.kind, entry.subject, entry.body) for entry in stored]
 
@@ -123,7 +125,7 @@ class Journal:
                 kind=storable_text(entry.kind),
                 subject=storable_text(entry.subject),
                 body=as_text(entry.body),
-                rows=rows_text([(TABLE_OF[type(row)], as_text(row)) for row in entry.rows]),
+                rows=rows_text(entry),
                 writer=jupyter_gpumarket.__version__,
             )
             previous = chained(previous, plain)
@@ -284,6 +286,12 @@ class Journal:
                 if failures.is_doubtful(told, error):
                     self._failed = str(told)
                 raise told from None
+
+
+def _take_away(connection: sa.Connection, row: Row) -> None:
+    table, _, columns = schema.PROJECTIONS[TABLE_OF[type(row)]]
+    values = columns(row)
+    connection.execute(table.delete().where(*(column == values[column.name] for column in table.primary_key)))
 
 
 def _line(seq: int, at_ms: int, kind: str, subject: str, body: str) -> JournalLine:

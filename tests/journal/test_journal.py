@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jupyter_gpumarket.journal import Journal, NewEntry
-from jupyter_gpumarket.models import LeaseState
+from jupyter_gpumarket.models import Budget, LeaseState, Scope
 
 from .records import SteppingClock, lease, wished
 
@@ -42,4 +42,18 @@ def test_a_row_is_replaced_by_the_next_entry_about_it(url: str) -> None:
     assert journal.leases(open_only=True) == []
     journal.rebuild()
     journal.verify()
+    journal.close()
+
+
+def test_a_row_that_is_taken_away_stays_away(url: str) -> None:
+    """A lifted budget is no row any more, also after a rebuild."""
+    budget = Budget(scope=Scope.USER, key="anna", limit_nusd=1)
+    journal = Journal.open(url, SteppingClock())
+    journal.append([NewEntry(kind="budget.set", subject="user:anna", rows=(budget,))])
+    journal.append([NewEntry(kind="budget.set", subject="user:anna", gone=(budget,))])
+
+    assert journal.budgets() == []
+    journal.verify()
+    journal.rebuild()
+    assert journal.budgets() == []
     journal.close()
