@@ -1,0 +1,12 @@
+"""The way to a rented node and what has to be there: the SSH link, the set-up, the probe.
+
+The cluster process calls `NodeLink`, then `prepare`, then `probe`. Everything a node answers is data from a stranger:
+bounded, decoded by schema, never run, never made into a command.
+"""
+
+from __future__ import annotations
+
+from jupyter_gpumarket.nodes.command import CommandResult
+from jupyter_gpumarket.nodes.link import NodeLink, Reader, Writer, backoff_s
+
+__all__ = ["CommandResult", "NodeLink", "Reader", "Writer", "backoff_s"]
