@@ -276,7 +276,7 @@ class Lease(Record, frozen=True, kw_only=True):
     `label` is the current attempt's name on the marketplace's account. `phases` holds when each state of the current
     attempt was entered. `deadline_ms` is when the node stops itself; budget and hours are both inside it.
     `billed_from_ms`/`billed_to_ms` span what the marketplace may charge for the current attempt.
-    `attempts` holds the attempts that failed before they were ready, billed from `billed_from_ms` to `ended_ms`; the
+    `attempts` holds the attempts that failed before they were ready, each with its billed span; the
     current one is in the lease's own fields and moves there when it has failed, so no time is in both.
     """
 
