@@ -1,0 +1,27 @@
+"""Commands that become another process: the broker, a pool's registry, a pool's host."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def serve(_arguments: argparse.Namespace) -> int:
+    """Run the broker here, in the foreground."""
+    return _become("jupyter_gpumarket.broker", [])
+
+
+def pool(arguments: argparse.Namespace) -> int:
+    """Run a pool's registry."""
+    return _become("jupyter_gpumarket.pool", ["registry", *arguments.rest])
+
+
+def host(arguments: argparse.Namespace) -> int:
+    """Lend this machine."""
+    return _become("jupyter_gpumarket.pool", ["host", *arguments.rest])
+
+
+def _become(module: str, options: list[str]) -> int:
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *options])  # noqa: S606 - argv list, no shell

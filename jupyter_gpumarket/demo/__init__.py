@@ -1,0 +1,54 @@
+"""`jupyter gpumarket demo`: the whole path on this machine, for real.
+
+A pool's registry and two hosts run on loopback; everything else is what runs in production: broker, lease engine, SSH
+links, agents, remote kernels, ledger. Called by the terminal's door only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from jupyter_gpumarket.config import ENVIRONMENT_PREFIX
+
+NOTEBOOK = "01-first-gpu-cell.ipynb"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run example 01 in the terminal, or open it in JupyterLab."""
+    from jupyter_gpumarket.demo.stage import Stage
+
+    kept = arguments.folder is not None
+    folder = Path(arguments.folder).absolute() if kept else Path(tempfile.mkdtemp(prefix="gpumarket-demo-"))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # One folder for all of the demo's state, so that it can neither see nor touch the user's own leases.
+    os.environ[ENVIRONMENT_PREFIX + "HOME"] = str(folder / "home")
+    notebook = folder / NOTEBOOK
+    shutil.copyfile(example(), notebook)
+    clean = False
+    try:
+        with Stage(folder) as stage:
+            if arguments.lab:
+                from jupyter_gpumarket.demo.lab import open_lab
+
+                code = open_lab(notebook, port=arguments.port, browser=not arguments.no_browser)
+            else:
+                from jupyter_gpumarket.demo.play import play
+
+                code = play(notebook)
+        clean = stage.is_clean
+    finally:
+        if clean and not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print(f"the demo's files are in {folder}")
+    return code if clean else 1
+
+
+def example() -> Path:
+    """The example notebook: in a checkout beside the package, in an installation inside it."""
+    inside = Path(__file__).parent.parent / "examples" / NOTEBOOK
+    return inside if inside.exists() else Path(__file__).parent.parent.parent / "examples" / NOTEBOOK

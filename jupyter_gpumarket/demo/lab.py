@@ -1,0 +1,39 @@
+"""Opens the demo's notebook in JupyterLab and waits until it is closed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from jupyter_gpumarket.errors import ConfigError
+
+
+def open_lab(notebook: Path, *, port: int, browser: bool) -> int:
+    """Run JupyterLab in the foreground; Ctrl-C ends it and the demo.
+
+    Raises:
+        ConfigError: JupyterLab is not installed.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise ConfigError("JupyterLab is not installed here; `pip install 'jupyter_gpumarket[lab]'`, then try again")
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={notebook.parent}",
+        "--ServerApp.ip=127.0.0.1",
+    ]
+    command += [f"--ServerApp.port={port}"] if port else []
+    command += [] if browser else ["--no-browser"]
+    command += ["--allow-root"] if _is_root() else []
+    print("JupyterLab opens the same notebook; run its cells with Shift+Enter. Ctrl-C here ends the demo.")
+    done = subprocess.run([*command, str(notebook)], check=False)
+    return 0 if done.returncode in (0, -2, 130) else done.returncode
+
+
+def _is_root() -> bool:
+    import os
+
+    return hasattr(os, "geteuid") and os.geteuid() == 0
