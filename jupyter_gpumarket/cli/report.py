@@ -99,13 +99,7 @@ def reconciliation_table(checked: Sequence[Reconciliation], names: dict[str, str
 def _write(charges: Sequence[Charge], path: Path) -> None:
     from jupyter_gpumarket.ledger import export, reports
 
-    writers = {
-        ".focus.csv": export.focus_csv,
-        ".csv": export.csv,
-        ".parquet": export.parquet,
-        ".html": export.html,
-    }
-    writer = next((write for ending, write in writers.items() if path.name.endswith(ending)), None)
-    if writer is None:
-        raise BadRequest(f"--output {path}: the name must end in {', '.join(writers)}")
-    writer(reports.frame(charges), path)
+    if path.name.endswith(".focus.csv"):
+        export.write(export.focus(charges), path)
+    else:
+        export.write(reports.frame(charges), path)
