@@ -9,7 +9,6 @@ from __future__ import annotations
 from jupyter_gpumarket.api.base import API_VERSION, Problem, Request
 from jupyter_gpumarket.api.clusters import (
     Attach,
-    ClusterInfo,
     DeadlineChange,
     Detach,
     InputRef,
@@ -66,7 +65,6 @@ __all__ = [
     "BudgetSetting",
     "BudgetView",
     "ClusterAccess",
-    "ClusterInfo",
     "CostList",
     "CostQuery",
     "DeadlineChange",

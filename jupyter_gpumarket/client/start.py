@@ -18,10 +18,11 @@ from pathlib import Path
 import msgspec
 
 from jupyter_gpumarket import __version__
-from jupyter_gpumarket.api import API_VERSION, BrokerInfo
+from jupyter_gpumarket.api import API_VERSION, BrokerInfo, Problem
 from jupyter_gpumarket.client.http import Conversation, Endpoint, Gone
+from jupyter_gpumarket.client.problems import exception_of
 from jupyter_gpumarket.config import Folders, Secret
-from jupyter_gpumarket.errors import BrokerUnavailable
+from jupyter_gpumarket.errors import BrokerUnavailable, GpuMarketError
 
 ALREADY_RUNNING = 75  # the broker's exit code when another one holds the lock (EX_TEMPFAIL)
 POLL_S = 0.05
@@ -54,6 +55,7 @@ async def find(folders: Folders, *, start: bool, timeout_s: float) -> Conversati
         return found
     if not start:
         raise BrokerUnavailable(f"no broker runs for {folders.state}; start one with any command that rents or lists")
+    began = time.time()
     process = _spawn(folders)
     while time.monotonic() < deadline:
         found = await _living(folders)
@@ -62,7 +64,7 @@ async def find(folders: Folders, *, start: bool, timeout_s: float) -> Conversati
         exit_code = process.poll()
         if exit_code is not None:
             if exit_code != ALREADY_RUNNING:
-                raise BrokerUnavailable(_story(folders, f"the broker ended at its start (exit code {exit_code})"))
+                raise _why(folders, began, exit_code)
             # Somebody else holds the lock: one that is just starting, or one that is just ending.
             await asyncio.sleep(5 * POLL_S)
             found = await _living(folders)
@@ -141,6 +143,17 @@ def _environment() -> dict[str, str]:
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(path)
     return environment
+
+
+def _why(folders: Folders, began: float, exit_code: int) -> GpuMarketError:
+    """Why the broker ended at its start: its own error where it could still write one, else the end of its log."""
+    failure = folders.state / "broker.failure.json"
+    try:
+        if failure.stat().st_mtime >= began - 1:
+            return exception_of(msgspec.json.decode(failure.read_bytes(), type=Problem))
+    except (OSError, msgspec.DecodeError):
+        pass  # it had no time to say it
+    return BrokerUnavailable(_story(folders, f"the broker ended at its start (exit code {exit_code})"))
 
 
 def _story(folders: Folders, what: str) -> str:

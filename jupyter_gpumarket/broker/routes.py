@@ -1,0 +1,162 @@
+"""The one table of routes. Each line parses what is special about it, calls the service, and returns its answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_gpumarket.api import (
+    BrokerInfo,
+    BudgetSetting,
+    BudgetView,
+    ClusterAccess,
+    CostList,
+    CostQuery,
+    ExtendRequest,
+    FactBatch,
+    FactReceipt,
+    JournalLine,
+    LeaseView,
+    MarketplaceInfo,
+    OfferList,
+    OfferSearch,
+    Orphan,
+    ReconcileQuery,
+    Reconciliation,
+    ReleaseRequest,
+    RunCost,
+    RunWish,
+)
+from jupyter_gpumarket.broker.openapi import document
+from jupyter_gpumarket.broker.service import Service
+from jupyter_gpumarket.broker.web import DOOR, MAX_WAIT_S, Call, Forbidden, Route
+from jupyter_gpumarket.models import CellRun, LeaseRequest
+
+
+async def _health(service: Service, _call: Call) -> BrokerInfo:
+    return await service.health()
+
+
+async def _openapi(_service: Service, _call: Call) -> dict[str, Any]:
+    return document(ROUTES)
+
+
+async def _shutdown(service: Service, _call: Call) -> dict[str, str]:
+    await service.shutdown()
+    return {"state": "ending"}
+
+
+async def _marketplaces(service: Service, _call: Call) -> list[MarketplaceInfo]:
+    return await service.marketplaces()
+
+
+async def _offers(service: Service, call: Call) -> OfferList:
+    return await service.offers(call.body)
+
+
+async def _wish(service: Service, call: Call) -> LeaseView:
+    return await service.wish(call.body)
+
+
+async def _leases(service: Service, call: Call) -> list[LeaseView]:
+    return await service.leases(ended_too=bool(call.number("all", 0)))
+
+
+async def _lease(service: Service, call: Call) -> LeaseView:
+    after_seq = call.number("after_seq")
+    wait_s = min(MAX_WAIT_S, max(0.0, call.number("wait_s", 0) or 0.0))
+    return await service.lease(
+        call.parts["lease"], after_seq=None if after_seq is None else int(after_seq), wait_s=wait_s
+    )
+
+
+async def _release(service: Service, call: Call) -> LeaseView:
+    return await service.release(call.parts["lease"], call.body.reason[:500])
+
+
+async def _extend(service: Service, call: Call) -> LeaseView:
+    return await service.extend(call.parts["lease"], call.body)
+
+
+async def _story(service: Service, call: Call) -> list[JournalLine]:
+    return await service.story(call.parts["lease"])
+
+
+async def _cluster(service: Service, call: Call) -> ClusterAccess:
+    return await service.cluster(call.parts["lease"])
+
+
+async def _start_run(service: Service, call: Call) -> CellRun:
+    return await service.start_run(call.body)
+
+
+async def _run_cost(service: Service, call: Call) -> RunCost:
+    return await service.run_cost(call.parts["run"])
+
+
+async def _costs(service: Service, call: Call) -> CostList:
+    return await service.costs(call.body)
+
+
+async def _budgets(service: Service, _call: Call) -> list[BudgetView]:
+    return await service.budgets()
+
+
+async def _set_budget(service: Service, call: Call) -> list[BudgetView]:
+    return await service.set_budget(call.body)
+
+
+async def _orphans(service: Service, _call: Call) -> list[Orphan]:
+    return await service.orphans()
+
+
+async def _reconcile(service: Service, call: Call) -> list[Reconciliation]:
+    return await service.reconcile(call.body.lease)
+
+
+async def _facts(service: Service, call: Call) -> FactReceipt:
+    if call.caller == DOOR:
+        raise Forbidden("facts come from cluster processes, each with its own token")
+    return await service.take_facts(call.body, call.caller)
+
+
+def _route(method: str, path: str, act: Any, answer: Any, summary: str, **more: Any) -> Route:
+    return Route(method=method, path=path, act=act, answer=answer, summary=summary, **more)
+
+
+ROUTES: tuple[Route, ...] = (
+    _route("GET", "/v1/health", _health, BrokerInfo, "Who the broker is"),
+    _route("GET", "/v1/openapi.json", _openapi, Any, "This document"),
+    _route("POST", "/v1/shutdown", _shutdown, dict[str, str], "End the broker; leases go on"),
+    _route("GET", "/v1/marketplaces", _marketplaces, list[MarketplaceInfo], "The marketplaces, usable or not"),
+    _route("POST", "/v1/offers", _offers, OfferList, "What can be rented now", body=OfferSearch),
+    _route("POST", "/v1/leases", _wish, LeaseView, "Rent a node", body=LeaseRequest),
+    _route("GET", "/v1/leases", _leases, list[LeaseView], "Open leases, or all", query=("all",)),
+    _route(
+        "GET",
+        "/v1/leases/{lease}",
+        _lease,
+        LeaseView,
+        "One lease by id or name; waits for a change after `after_seq`",
+        query=("after_seq", "wait_s"),
+    ),
+    _route("POST", "/v1/leases/{lease}/release", _release, LeaseView, "Give a node back", body=ReleaseRequest),
+    _route("POST", "/v1/leases/{lease}/extend", _extend, LeaseView, "New totals for it", body=ExtendRequest),
+    _route("GET", "/v1/leases/{lease}/story", _story, list[JournalLine], "What the journal tells about a lease"),
+    _route("GET", "/v1/leases/{lease}/cluster", _cluster, ClusterAccess, "Where its cluster process listens"),
+    _route("POST", "/v1/runs", _start_run, CellRun, "Before a cell runs: check budgets, journal", body=RunWish),
+    _route("GET", "/v1/runs/{run}", _run_cost, RunCost, "A cell run and its share of the bill"),
+    _route("POST", "/v1/costs", _costs, CostList, "Lines of the ledger", body=CostQuery),
+    _route("GET", "/v1/budgets", _budgets, list[BudgetView], "All budgets"),
+    _route("PUT", "/v1/budgets", _set_budget, list[BudgetView], "Set or take away a budget", body=BudgetSetting),
+    _route("GET", "/v1/orphans", _orphans, list[Orphan], "Rentals with our label that no lease knows"),
+    _route("POST", "/v1/reconcile", _reconcile, list[Reconciliation], "Compare bills now", body=ReconcileQuery),
+    _route(
+        "POST",
+        "/v1/facts",
+        _facts,
+        FactReceipt,
+        "What a cluster process has observed",
+        body=FactBatch,
+        for_clusters=True,
+    ),
+)
