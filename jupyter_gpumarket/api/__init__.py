@@ -9,6 +9,7 @@ from __future__ import annotations
 from jupyter_gpumarket.api.base import API_VERSION, Problem, Request
 from jupyter_gpumarket.api.clusters import (
     Attach,
+    ClusterInfo,
     DeadlineChange,
     Detach,
     InputRef,
@@ -65,6 +66,7 @@ __all__ = [
     "BudgetSetting",
     "BudgetView",
     "ClusterAccess",
+    "ClusterInfo",
     "CostList",
     "CostQuery",
     "DeadlineChange",

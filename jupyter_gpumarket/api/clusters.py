@@ -115,3 +115,13 @@ class MessageBatch(Record, frozen=True, kw_only=True):
     run: RunView
     link: Literal["connecting", "up", "lost", "closed", "refused"]
     link_detail: str = ""
+
+
+class ClusterInfo(Record, frozen=True, kw_only=True):
+    """GET /v1/health: the cluster process, its attached nodes, and how many facts the broker has not taken yet."""
+
+    cluster_id: str
+    api_version: int
+    pid: int
+    nodes: tuple[str, ...] = ()
+    facts_waiting: int = 0

@@ -1,0 +1,136 @@
+"""What the broker has to know, kept on disk until it has taken it.
+
+Facts are numbered in the order in which they happened, and sent again until their receipt has come; the broker skips
+numbers that it has. `broker.json` is read anew after each failure, since a new broker has another address and token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
+
+from jupyter_gpumarket.api import AnyFact, FactBatch, FactReceipt
+from jupyter_gpumarket.cluster.records import BrokerAddress
+from jupyter_gpumarket.config import write_private
+from jupyter_gpumarket.models import Record
+
+logger = logging.getLogger(__name__)
+
+BATCH = 100
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 5.0
+COMPACT_AFTER = 1000
+
+
+class _Head(Record, frozen=True, kw_only=True):
+    """The first line of the file: the queue's name, and the number of the first fact in it."""
+
+    queue: str
+    first: int
+
+
+class FactQueue:
+    """Facts on disk, and the task that delivers them."""
+
+    def __init__(self, folder: Path, cluster_id: str) -> None:
+        self._path = folder / "facts.jsonl"
+        self._broker_file = folder / "broker.json"
+        self._cluster_id = cluster_id
+        self._waiting: list[AnyFact] = []
+        self._arrived = asyncio.Event()
+        self._delivered = 0
+        self._head = self._load()
+        self._file: IO[bytes] = self._path.open("ab", buffering=0)
+
+    @property
+    def waiting(self) -> int:
+        """How many facts the broker has not taken yet."""
+        return len(self._waiting)
+
+    def put(self, fact: AnyFact) -> None:
+        """Record a fact; it survives a crash when this returns.
+
+        Raises:
+            OSError: the disk is full or failing.
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(msgspec.json.encode(fact) + b"\n")
+            os.fdatasync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._waiting.append(fact)
+        self._arrived.set()
+
+    async def deliver(self) -> None:
+        """Send what waits, for ever."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            if not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            try:
+                await self._send_some()
+                wait_s = FIRST_WAIT_S
+            except (OSError, HTTPClientError, msgspec.MsgspecError, ValueError) as error:
+                logger.info("the broker has not taken %d facts: %s", len(self._waiting), error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(LONGEST_WAIT_S, wait_s * 2)
+
+    def close(self) -> None:
+        """Close the file; what waits is sent by the next process."""
+        self._file.close()
+
+    async def _send_some(self) -> None:
+        broker = msgspec.json.decode(self._broker_file.read_bytes(), type=BrokerAddress)
+        first = self._head.first
+        batch = FactBatch(cluster_id=self._cluster_id, queue=self._head.queue, first=first, facts=self._waiting[:BATCH])
+        request = HTTPRequest(
+            f"{broker.url.rstrip('/')}/v1/facts",
+            method="POST",
+            headers={"Authorization": f"Bearer {broker.token}", "Content-Type": "application/json"},
+            body=msgspec.json.encode(batch),
+            connect_timeout=5,
+            request_timeout=20,
+            follow_redirects=False,
+        )
+        response = await AsyncHTTPClient().fetch(request)
+        self._take_receipt(msgspec.json.decode(response.body, type=FactReceipt).upto)
+
+    def _take_receipt(self, upto: int) -> None:
+        taken = max(0, min(upto - self._head.first + 1, len(self._waiting)))
+        if not taken:
+            raise ValueError(f"the broker's receipt says {upto}, and {self._head.first} is the first that waits")
+        del self._waiting[:taken]
+        self._head = msgspec.structs.replace(self._head, first=self._head.first + taken)
+        self._delivered += taken
+        if not self._waiting or self._delivered >= COMPACT_AFTER:
+            self._compact()
+
+    def _compact(self) -> None:
+        lines = [msgspec.json.encode(self._head), *(msgspec.json.encode(fact) for fact in self._waiting)]
+        write_private(self._path, b"\n".join(lines) + b"\n")
+        self._file.close()
+        self._file = self._path.open("ab", buffering=0)
+        self._delivered = 0
+
+    def _load(self) -> _Head:
+        if not self._path.exists():
+            head = _Head(queue=os.urandom(8).hex(), first=1)
+            write_private(self._path, msgspec.json.encode(head) + b"\n")
+            return head
+        whole = self._path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        os.truncate(self._path, end)  # half a line: a fact that was never acknowledged to anybody
+        lines = whole[:end].splitlines()
+        self._waiting = [msgspec.json.decode(line, type=AnyFact) for line in lines[1:]]
+        if self._waiting:
+            self._arrived.set()
+        return msgspec.json.decode(lines[0], type=_Head)

@@ -1,0 +1,357 @@
+"""One attached node: reach it, set it up, probe it, keep the conversation going until it is detached.
+
+The lease machine in the broker decides what becomes of a node; this part observes and says so in facts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from jupyter_gpumarket.api import (
+    AnyFact,
+    Attach,
+    LinkBack,
+    Linked,
+    LinkLost,
+    NodeFailed,
+    NodeView,
+    Prepared,
+    Probed,
+    SetupStep,
+)
+from jupyter_gpumarket.clock import Clock
+from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.reach import Link, Reach
+from jupyter_gpumarket.cluster.records import NodeRecord
+from jupyter_gpumarket.cluster.runs import Run, RunStore
+from jupyter_gpumarket.cluster.talk import Talk
+from jupyter_gpumarket.errors import GpuMarketError, HostKeyChanged, NodeError, Unreachable, WireError
+from jupyter_gpumarket.wire import messages as wire
+from jupyter_gpumarket.wire.peer import Peer
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["linking", "preparing", "probing", "ready", "failed", "detached"]
+LinkState = Literal["connecting", "up", "lost", "closed", "refused"]
+LONGEST_WAIT_S = 15.0
+
+
+def backoff_s(attempt: int, jitter: float) -> float:
+    """How long to wait after so many failed attempts (0 is the first): half to all of a doubling time."""
+    ceiling: float = min(LONGEST_WAIT_S, 0.5 * 2 ** min(attempt, 10))
+    return ceiling * (0.5 + jitter / 2)
+
+
+class _Refused(Exception):
+    """This node will not do: no further attempt until the broker says otherwise."""
+
+    def __init__(self, reason: str, *, blame_machine: bool = True) -> None:
+        super().__init__(reason)
+        self.blame_machine = blame_machine
+
+
+class Node:
+    """An attached node. `record` changes are given to `save` before they are acted on."""
+
+    def __init__(
+        self,
+        record: NodeRecord,
+        *,
+        reach: Reach,
+        runs: RunStore,
+        blobs: BlobStore,
+        clock: Clock,
+        tell: Callable[[AnyFact], None],
+        save: Callable[[], None],
+    ) -> None:
+        self.record = record
+        self._reach = reach
+        self._runs = runs
+        self._clock = clock
+        self._tell = tell
+        self._save = save
+        self._link: Link | None = None
+        self._phase: Phase = "ready" if record.is_ready else "linking"
+        self._link_state: LinkState = "connecting"
+        self._link_detail = ""
+        self._told_lost = False
+        self._was_attached = False
+        self._last_seen_ms: int | None = None
+        self._agent_seen = asyncio.Event()
+        self._steps: dict[str, SetupStep] = {}
+        self._hurry = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._peer = Peer(
+            boot_id=os.urandom(8).hex(), receives=wire.Report, sends=wire.Order, on_attached=self._on_attached
+        )
+        self.talk = Talk(
+            lease_id=self.lease_id,
+            peer=self._peer,
+            runs=runs,
+            blobs=blobs,
+            clock=clock,
+            tell=tell,
+            on_agent=self._on_agent,
+            deadline=self._deadline,
+        )
+
+    @property
+    def lease_id(self) -> str:
+        return self.record.attach.lease_id
+
+    @property
+    def link_state(self) -> LinkState:
+        """How the link is."""
+        return self._link_state
+
+    @property
+    def link_detail(self) -> str:
+        """Why, for people."""
+        return self.talk.trouble or self._link_detail
+
+    def start(self) -> None:
+        """Begin; idempotent."""
+        if any(not task.done() for task in self._tasks):
+            return
+        self._tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._converse())]
+
+    def attach_again(self, attach: Attach) -> None:
+        """The broker repeats the order: take its address, key and deadline, and try at once."""
+        changed = attach != self.record.attach
+        host_key = attach.host_key or self.record.host_key
+        self._change(attach=attach, host_key=host_key)
+        if changed:
+            self.talk.order(self._deadline())
+        self._hurry.set()
+        if self._link_state == "refused":
+            self._link_state = "connecting"
+            self._phase = "ready" if self.record.is_ready else "linking"
+            self.start()
+
+    def set_deadline(self, deadline_ms: int) -> None:
+        """A new time at which the node stops itself."""
+        self._change(attach=msgspec.structs.replace(self.record.attach, deadline_ms=deadline_ms))
+        self.talk.order(self._deadline())
+
+    def restart_session(self, session: str) -> bool:
+        """Pass a restart on; whether the node can hear it now (if not, it is told when it answers again)."""
+        self.talk.order(wire.RestartSession(session=session))
+        return self._peer.attached
+
+    async def detach(self, timeout_s: float) -> None:
+        """End the agent where it can be reached in time, close the link, and give up what still ran."""
+        if self._peer.attached:
+            self.talk.order(wire.Shutdown())
+            try:
+                async with asyncio.timeout(max(0.0, min(timeout_s, 60.0))):
+                    await asyncio.sleep(0)
+                    await self._peer.flush()
+            except TimeoutError:
+                logger.info("node %s did not take the order to shut down in time", self.lease_id)
+        await self.close()
+        self._phase, self._link_state = "detached", "closed"
+        for run in self._runs.of_node(self.lease_id):
+            if not run.state.has_ended:
+                self.talk.progress.lose(run, "the node was given back, or was lost, before the cell had ended")
+
+    async def close(self) -> None:
+        """Drop the link; the agent on the node goes on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._peer.detach()
+        if self._link is not None:
+            self._link.abort()
+
+    async def log(self) -> str:
+        """Steps of set-up, and the last lines of the agent's log where the node answers."""
+        lines = [f"{step.name}: {step.state} ({step.took_ms} ms) {step.detail}" for step in self._steps.values()]
+        installed = self.record.installed
+        if self._link is not None and self._link.connected and installed is not None:
+            try:
+                lines.append(await self._reach.log(self._link, installed))
+            except (GpuMarketError, OSError) as error:
+                lines.append(f"the agent's log cannot be read: {error}")
+        return "\n".join(lines) + "\n"
+
+    def view(self) -> NodeView:
+        """The node as doors see it."""
+        return NodeView(
+            lease_id=self.lease_id,
+            name=self.record.attach.name,
+            link=self._link_state,
+            link_detail=self.link_detail,
+            round_trip_ms=self._peer.round_trip_ms if self._peer.attached else None,
+            phase=self._phase,
+            steps=tuple(self._steps.values()),
+            sessions=tuple(sorted(self.talk.sessions)),
+            running=self.talk.progress.running,
+            use=self.talk.use,
+            last_seen_ms=self._clock.now_ms() if self._peer.attached else self._last_seen_ms,
+        )
+
+    # ── the link ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self) -> None:
+        attempt = 0
+        while True:
+            self._was_attached = False
+            self._hurry.clear()
+            try:
+                reason = await self._visit()
+            except _Refused as refused:
+                self._refuse(str(refused), blame_machine=refused.blame_machine)
+                return
+            except (GpuMarketError, OSError, TimeoutError) as error:
+                reason = str(error) or type(error).__name__
+            finally:
+                if self._link is not None:
+                    self._link.abort()
+            attempt = 0 if self._was_attached else attempt + 1
+            self._lost(reason)
+            await self._pause(backoff_s(attempt, random.random()))  # noqa: S311 - jitter, no secret
+
+    async def _visit(self) -> str:
+        """One connection, from the first packet to its end; returns why it ended."""
+        attach = self.record.attach
+        self._link = link = self._reach.link(attach, self.record.host_key)
+        try:
+            await link.connect()
+        except HostKeyChanged as error:
+            raise _Refused(str(error)) from None
+        self._linked(link)
+        installed = self.record.installed
+        if installed is None:
+            installed = await self._set_up(link, attach)
+        reader, writer = await link.open_stream(installed.attach_command)
+        try:
+            ended = await self._peer.attach(reader, writer)
+        except WireError as error:
+            raise _Refused(f"the node broke the protocol: {error}") from None
+        if not self._was_attached:
+            # Nobody answers there: the agent has ended, or the node was set up by somebody else. Begin with set-up.
+            self._change(installed=None)
+            return "the agent on the node does not answer; setting it up again"
+        return str(ended)
+
+    async def _set_up(self, link: Link, attach: Attach) -> Any:
+        """Prepare, and probe unless the node was ready before."""
+        if not self.record.is_ready:
+            self._phase = "preparing"
+        installed = await self._or_refuse(link, self._reach.prepare(link, attach, self._on_step))
+        self._change(installed=installed)
+        if self.record.is_ready:
+            return installed
+        self._fact(Prepared, python=installed.python, versions=installed.versions, steps_ms=installed.steps_ms)
+        self._phase = "probing"
+        report, differences = await self._or_refuse(link, self._reach.probe(link, installed, attach))
+        self._change(is_ready=True)
+        self._phase = "ready"
+        self._fact(Probed, report=report, differences=differences)
+        self.talk.progress.became_idle()
+        return installed
+
+    async def _or_refuse(self, link: Link, work: Any) -> Any:
+        """A failure on a node that still answers is the node's; one on a cut link is tried again."""
+        try:
+            return await work
+        except Unreachable:
+            raise
+        except NodeError as error:
+            if not link.connected:
+                raise
+            raise _Refused(str(error)) from None
+
+    def _linked(self, link: Link) -> None:
+        key = link.host_key
+        if key and key != self.record.host_key:
+            self._change(host_key=key)
+        self._last_seen_ms = self._clock.now_ms()
+        if self._phase == "linking":
+            self._fact(Linked, host_key=key or "", first_sight=link.first_sight)
+
+    def _refuse(self, reason: str, *, blame_machine: bool) -> None:
+        logger.warning("node %s is refused: %s", self.lease_id, reason)
+        phase = self._phase if self._phase in ("linking", "preparing", "probing", "ready") else "ready"
+        self._link_state, self._link_detail, self._phase = "refused", reason, "failed"
+        self._fact(NodeFailed, phase=phase, reason=reason[:2000], blame_machine=blame_machine)
+
+    def _lost(self, reason: str) -> None:
+        logger.info("node %s: %s", self.lease_id, reason)
+        self._link_detail = reason
+        if not self.record.is_ready:
+            self._link_state = "connecting"
+            return
+        self._link_state = "lost"
+        if not self._told_lost:
+            self._told_lost = True
+            self._fact(LinkLost, reason=reason[:2000])
+
+    def _on_attached(self, is_attached: bool) -> None:
+        if not is_attached:
+            self._last_seen_ms = self._clock.now_ms()
+            return
+        self._was_attached = True
+        self._link_state, self._link_detail = "up", ""
+
+    def _on_agent(self, agent: str) -> None:
+        """Each contact begins with the agent's word who it is."""
+        same = agent == self.record.agent
+        if self._told_lost or (self.record.attach.resume and not self._agent_seen.is_set()):
+            self._fact(LinkBack, same_boot=same)
+        self._told_lost = False
+        self._agent_seen.set()
+        if not same:
+            self._change(agent=agent)
+
+    def _on_step(self, step: SetupStep) -> None:
+        self._steps[step.name] = step
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # ── the conversation ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _converse(self) -> None:
+        """The conversation outlives streams. An error of ours in it must not end the process: it begins again."""
+        while True:
+            try:
+                await self.talk.run()
+            except* WireError as group:
+                reason = f"the node broke the protocol: {group.exceptions[0]}"
+                self._tasks[0].cancel()
+                if self._link is not None:
+                    self._link.abort()
+                self._refuse(reason, blame_machine=True)
+            except* OSError as group:
+                logger.warning("node %s: %s", self.lease_id, group.exceptions[0])
+            if self._link_state == "refused":
+                return
+            await asyncio.sleep(1)
+
+    # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _deadline(self) -> wire.SetDeadline:
+        return wire.SetDeadline(deadline_ms=self.record.attach.deadline_ms, grace_s=self.record.attach.grace_s)
+
+    def _change(self, **fields: Any) -> None:
+        self.record = msgspec.structs.replace(self.record, **fields)
+        self._save()
+
+    def _fact(self, kind: type[AnyFact], **fields: Any) -> None:
+        self._tell(kind(lease_id=self.lease_id, at_ms=self._clock.now_ms(), **fields))
+
+    def follow(self, run: Run) -> None:
+        """A new run for this node."""
+        if run.state.request.lease_id == self.lease_id:
+            self.talk.new_run()

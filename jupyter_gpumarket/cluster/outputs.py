@@ -1,0 +1,111 @@
+"""Output variables: fetched piece by piece, checked by hash and in a child process, and only then shown to doors."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from jupyter_gpumarket.api import OutputRef
+from jupyter_gpumarket.cluster.records import ExpectedOutput
+from jupyter_gpumarket.cluster.runs import Run
+from jupyter_gpumarket.codecs import CODECS, DEFAULT_LIMITS, verify_in_child
+from jupyter_gpumarket.errors import CodecError
+from jupyter_gpumarket.wire.messages import GetOutput, OutputChunk
+
+Send = Callable[[GetOutput], Awaitable[None]]
+
+
+class OutputFetcher:
+    """Fetches the outputs of one run from its node. What has arrived before a cut is not asked for again."""
+
+    def __init__(self, run: Run, send: Send) -> None:
+        self._run = run
+        self._send = send
+        self._name = ""
+        self._size = 0
+        self._part = Path()
+        self._done: asyncio.Future[None] | None = None
+
+    async def fetch_all(self) -> tuple[OutputRef, ...]:
+        """All outputs that the request named, each as a reference to checked bytes or as an error."""
+        announced = {output.name: output for output in self._run.state.expected}
+        missing = "the node did not say what became of it"
+        return tuple(
+            [
+                await self._fetch_one(announced.get(name) or ExpectedOutput(name=name, error=missing))
+                for name in self._run.state.request.outputs
+            ]
+        )
+
+    def take(self, chunk: OutputChunk) -> None:
+        """A piece has come. One that does not follow on what is here ends the fetching of this output."""
+        if self._done is None or self._done.done() or chunk.name != self._name:
+            return
+        here = self._part.stat().st_size if self._part.exists() else 0
+        if chunk.offset != here or here + len(chunk.data) > self._size:
+            self._done.set_exception(CodecError("the node sent other bytes than it announced"))
+            return
+        with self._part.open("ab") as file:
+            file.write(chunk.data)
+        if chunk.last:
+            self._done.set_result(None)
+
+    async def _fetch_one(self, output: ExpectedOutput) -> OutputRef:
+        if output.error:
+            return OutputRef(name=output.name, error=output.error[:2000])
+        try:
+            self._check_announcement(output)
+            path = self._run.output_path(output.name)
+            if not path.exists():
+                await self._bring(output, path)
+        except CodecError as error:
+            return OutputRef(name=output.name, codec=output.codec[:40], size=output.size, error=str(error)[:2000])
+        return OutputRef(name=output.name, codec=output.codec, size=output.size, sha256=output.sha256)
+
+    def _check_announcement(self, output: ExpectedOutput) -> None:
+        if output.codec not in CODECS:
+            raise CodecError(
+                f"the node sent {output.name} as {output.codec[:40]!r}, which is not opened: it could run code here"
+            )
+        if not 0 <= output.size <= DEFAULT_LIMITS.max_bytes:
+            raise CodecError(f"{output.name} has {output.size:,} bytes; at most {DEFAULT_LIMITS.max_bytes:,} come back")
+
+    async def _bring(self, output: ExpectedOutput, path: Path) -> None:
+        part = path.with_suffix(".part")
+        try:
+            await self._receive(output, part)
+            await asyncio.to_thread(_check, output, part)
+        except CodecError:
+            part.unlink(missing_ok=True)  # a file that is not what was announced does not stay
+            raise
+        part.replace(path)
+
+    async def _receive(self, output: ExpectedOutput, part: Path) -> None:
+        self._name, self._size, self._part = output.name, output.size, part
+        here = part.stat().st_size if part.exists() else 0
+        if here > output.size:
+            part.unlink()
+            here = 0
+        self._done = asyncio.get_running_loop().create_future()
+        await self._send(GetOutput(run_id=self._run.run_id, name=output.name, offset=here))
+        await self._done
+
+
+def _check(output: ExpectedOutput, part: Path) -> None:
+    """Hash and codec; blocks.
+
+    Raises:
+        CodecError: the file is not what was announced.
+    """
+    digest = hashlib.sha256()
+    part.touch(0o600)
+    with part.open("rb") as file:
+        while piece := file.read(1024 * 1024):
+            digest.update(piece)
+        os.fsync(file.fileno())
+    if digest.hexdigest() != output.sha256:
+        raise CodecError(f"{output.name} did not arrive as it was announced: its SHA-256 differs")
+    verify_in_child(output.codec, part)

@@ -1,0 +1,156 @@
+"""What becomes of runs: the node's reports as changes of state on disk and facts for the broker.
+
+Facts go first: after a crash between the two, a fact may be told twice, never be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jupyter_gpumarket.api import AnyFact, NodeIdle, OutputRef, RunEnded, RunStarted
+from jupyter_gpumarket.clock import Clock
+from jupyter_gpumarket.cluster.records import ExpectedOutput
+from jupyter_gpumarket.cluster.runs import Run
+from jupyter_gpumarket.models import ENDED_RUNS, RunStatus
+from jupyter_gpumarket.wire.messages import MAX_NAME_CHARS, RunStateReport
+
+MAX_TEXT = 20_000
+MAX_TRACEBACK_LINES = 200
+
+
+class RunProgress:
+    """Applies what is known of the runs of one node."""
+
+    def __init__(self, lease_id: str, clock: Clock, tell: Callable[[AnyFact], None]) -> None:
+        self._lease_id = lease_id
+        self._clock = clock
+        self._tell = tell
+        self._running: set[str] = set()
+        self._clock_offset_ms: int | None = None
+        self.idle_since_ms: int | None = None
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Runs that the node works on now."""
+        return tuple(sorted(self._running))
+
+    def compare_clocks(self, node_ms: int) -> None:
+        """A time that the node has just read from its clock: ours is ahead by no more than this."""
+        offset = self._clock.now_ms() - node_ms
+        if self._clock_offset_ms is None or offset < self._clock_offset_ms:
+            self._clock_offset_ms = offset
+
+    def apply(self, run: Run, report: RunStateReport) -> None:
+        """What the node says of a run that has not ended here."""
+        if report.status == RunStatus.RUNNING and run.state.started_ms is None:
+            self._started(run, report)
+        elif report.status in ENDED_RUNS and not run.state.has_ended_on_node:
+            self._ended(run, report)
+
+    def end_here(self, run: Run, status: RunStatus, reason: str) -> None:
+        """A run ended without the node: it never reached it."""
+        now = self._clock.now_ms()
+        self._tell(
+            RunEnded(
+                lease_id=self._lease_id,
+                at_ms=now,
+                run_id=run.run_id,
+                status=status,
+                started_ms=run.state.started_ms,
+                reason=reason[:MAX_TEXT],
+            )
+        )
+        run.change(
+            status=status,
+            node_status=status.value,
+            ended_ms=now,
+            reason=reason[:MAX_TEXT],
+            outputs=self._no_outputs(run, reason),
+            is_settled=True,
+        )
+        run.log.close()
+        self._left(run)
+
+    def lose(self, run: Run, reason: str) -> None:
+        """The node is gone, and what of the run is not here is lost with it."""
+        if not run.state.has_ended_on_node:
+            self.end_here(run, RunStatus.LOST, reason)
+            return
+        is_whole = run.log.agent_upto >= run.state.agent_messages and not run.state.request.outputs
+        status = RunStatus(run.state.node_status) if is_whole else RunStatus.LOST
+        run.change(status=status, reason=reason, outputs=self._no_outputs(run, reason), is_settled=True)
+        run.log.close()
+
+    def settle(self, run: Run, outputs: tuple[OutputRef, ...]) -> None:
+        """All messages and outputs are here: doors may see the end."""
+        run.change(status=RunStatus(run.state.node_status), outputs=outputs, is_settled=True)
+
+    def became_idle(self) -> None:
+        """The node has nothing to do from now on, unless it does."""
+        if self._running:
+            return
+        self.idle_since_ms = self._clock.now_ms()
+        self._tell(NodeIdle(lease_id=self._lease_id, at_ms=self.idle_since_ms, idle_since_ms=self.idle_since_ms))
+
+    def _started(self, run: Run, report: RunStateReport) -> None:
+        started_ms = self._ours(report.started_ms, run.state.created_ms)
+        self._tell(RunStarted(lease_id=self._lease_id, at_ms=started_ms, run_id=run.run_id))
+        run.change(started_ms=started_ms, status=RunStatus.RUNNING, node_status=report.status)
+        self._running.add(run.run_id)
+        self.idle_since_ms = None
+
+    def _ended(self, run: Run, report: RunStateReport) -> None:
+        started_ms = run.state.started_ms
+        if started_ms is None and report.started_ms is not None:
+            started_ms = self._ours(report.started_ms, run.state.created_ms)
+        ended_ms = self._ours(report.ended_ms, started_ms or run.state.created_ms)
+        self._tell(
+            RunEnded(
+                lease_id=self._lease_id,
+                at_ms=ended_ms,
+                run_id=run.run_id,
+                status=RunStatus(report.status),
+                started_ms=started_ms,
+                reason=report.reason[:MAX_TEXT],
+            )
+        )
+        run.change(
+            status=RunStatus.RUNNING,
+            node_status=report.status,
+            agent_messages=report.messages,
+            started_ms=started_ms,
+            ended_ms=ended_ms,
+            reason=report.reason[:MAX_TEXT],
+            error_name=report.error_name[:MAX_NAME_CHARS],
+            error_value=report.error_value[:MAX_TEXT],
+            traceback=tuple(line[:MAX_TEXT] for line in report.traceback[:MAX_TRACEBACK_LINES]),
+            expected=self._expected(run, report),
+        )
+        self._left(run)
+
+    def _left(self, run: Run) -> None:
+        was_running = run.run_id in self._running
+        self._running.discard(run.run_id)
+        if was_running or self.idle_since_ms is None:
+            self.became_idle()
+
+    def _ours(self, node_ms: int | None, earliest_ms: int) -> int:
+        """A time of the node's clock as one of ours, never before what it must follow nor in the future."""
+        now = self._clock.now_ms()
+        if node_ms is None:
+            return now
+        self.compare_clocks(node_ms)
+        return max(earliest_ms, min(now, node_ms + (self._clock_offset_ms or 0)))
+
+    @staticmethod
+    def _expected(run: Run, report: RunStateReport) -> tuple[ExpectedOutput, ...]:
+        wanted = set(run.state.request.outputs)
+        return tuple(
+            ExpectedOutput(name=o.name, codec=o.codec[:40], size=o.size, sha256=o.sha256[:64], error=o.error[:2000])
+            for o in report.outputs
+            if o.name in wanted
+        )
+
+    @staticmethod
+    def _no_outputs(run: Run, reason: str) -> tuple[OutputRef, ...]:
+        return tuple(OutputRef(name=name, error=reason[:2000]) for name in run.state.request.outputs)

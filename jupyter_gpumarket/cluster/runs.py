@@ -1,0 +1,126 @@
+"""All cell runs of this cluster: on disk, found again after a restart, followed by doors."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jupyter_gpumarket.api import RunRequest, RunView
+from jupyter_gpumarket.cluster.log import RunLog
+from jupyter_gpumarket.cluster.records import RunState
+from jupyter_gpumarket.config import private_folder, write_private
+from jupyter_gpumarket.errors import BadRequest
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+class Run:
+    """One cell run: its state and its log. Every change is on disk before it shows."""
+
+    def __init__(self, folder: Path, state: RunState) -> None:
+        self.folder = folder
+        self.state = state
+        self.log = RunLog(folder, state.request.output_limit_bytes)
+        self._news = asyncio.Event()
+
+    @property
+    def run_id(self) -> str:
+        return self.state.request.run_id
+
+    def change(self, **fields: Any) -> None:
+        """Write a changed state and wake whoever follows the run."""
+        state = msgspec.structs.replace(self.state, **fields)
+        write_private(self.folder / "state.json", msgspec.json.encode(state))
+        self.state = state
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake whoever waits for news of this run."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def wait_news(self, timeout_s: float) -> None:
+        """Return when something has changed, or after the time."""
+        try:
+            await asyncio.wait_for(self._news.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def output_path(self, name: str) -> Path:
+        """Where an output variable lies. Named by its place in the request: a node's word never becomes a path."""
+        return self.folder / f"output-{self.state.request.outputs.index(name)}"
+
+    def view(self) -> RunView:
+        """The run as doors see it."""
+        state, request = self.state, self.state.request
+        return RunView(
+            run_id=request.run_id,
+            lease_id=request.lease_id,
+            session=request.session,
+            status=state.status,
+            messages=self.log.count,
+            started_ms=state.started_ms,
+            ended_ms=state.ended_ms,
+            reason=state.reason,
+            error_name=state.error_name,
+            error_value=state.error_value,
+            traceback=state.traceback,
+            outputs=state.outputs,
+            owner=request.owner,
+            cell_id=request.cell_id,
+            spill_path=str(self.log.spill_path) if self.log.has_spilled else "",
+        )
+
+
+class RunStore:
+    """The folder of runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = private_folder(folder)
+        self._runs: dict[str, Run] = {}
+        for entry in sorted(self._folder.iterdir()):
+            file = entry / "state.json"
+            if file.exists():
+                run = Run(entry, msgspec.json.decode(file.read_bytes(), type=RunState))
+                self._runs[run.run_id] = run
+
+    def __iter__(self) -> Iterator[Run]:
+        """Oldest first."""
+        return iter(sorted(self._runs.values(), key=lambda run: run.state.created_ms))
+
+    def find(self, run_id: str) -> Run | None:
+        """The run, or None."""
+        return self._runs.get(run_id)
+
+    def of_node(self, lease_id: str) -> list[Run]:
+        """The runs of one node, oldest first."""
+        return [run for run in self if run.state.request.lease_id == lease_id]
+
+    def create(self, request: RunRequest, now_ms: int) -> tuple[Run, bool]:
+        """A new run, on disk; or the one that was made from the same request before (and False).
+
+        Raises:
+            BadRequest: the id is not fit for a folder's name, or belongs to a different request.
+        """
+        if not RUN_ID.fullmatch(request.run_id):
+            raise BadRequest(f"run_id: {request.run_id[:100]!r} is not a name of letters, digits, '-', '_' and '.'")
+        known = self._runs.get(request.run_id)
+        if known is not None:
+            if known.state.request != request:
+                raise BadRequest(f"run_id: {request.run_id} was used before for another cell; choose a new one")
+            return known, False
+        folder = private_folder(self._folder / request.run_id)
+        run = Run(folder, RunState(request=request, created_ms=now_ms))
+        run.change()
+        self._runs[request.run_id] = run
+        return run, True
+
+    def close(self) -> None:
+        """Close every log."""
+        for run in self._runs.values():
+            run.log.close()
