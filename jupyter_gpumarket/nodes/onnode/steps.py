@@ -1,0 +1,270 @@
+"""The steps of set-up, as they happen on the node. Sent as text, with the order as the argument of `answer`.
+
+Standard library only, Python 3.8 and up. Every step may be repeated: it looks first and does only what is missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+MARK = "GPUMARKET-ANSWER "
+CHECK = """
+import json, platform, sys
+from importlib import metadata
+found = {}
+for name in NAMES:
+    try:
+        found[name] = metadata.version(name)
+    except Exception:
+        pass
+print(json.dumps({"version": platform.python_version(), "implementation": sys.implementation.name, "packages": found,
+    "in_venv": sys.prefix != sys.base_prefix, "bits": sys.maxsize.bit_length() + 1, "executable": sys.executable}))
+"""
+
+
+def answer(order_text: str) -> None:
+    """Carry an order out and print what came of it."""
+    order = json.loads(order_text)
+    os.umask(0o077)
+    try:
+        result = STEPS[order["step"]](order)
+    except Trouble as trouble:
+        result = {"error": str(trouble)}
+    print(MARK + json.dumps(result))  # noqa: T201 - the answer
+
+
+class Trouble(Exception):
+    """A step failed for a reason that the user can read."""
+
+
+def lease_folder(order: dict[str, Any]) -> str:
+    """The lease's folder, made private."""
+    root = os.path.join(os.path.expanduser("~"), ".gpumarket")
+    folder = os.path.join(root, order["lease_id"])
+    try:
+        for path in (root, folder):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            os.chmod(path, 0o700)
+    except OSError as error:
+        raise Trouble(f"the folder {folder} cannot be made: {error.strerror}") from None
+    return folder
+
+
+def write_private(path: str, content: bytes) -> bool:
+    """Write a 0600 file as a whole; whether that changed anything."""
+    try:
+        with open(path, "rb") as file:
+            if file.read() == content:
+                return False
+    except OSError:
+        pass
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+        os.replace(part, path)
+    except OSError as error:
+        raise Trouble(f"{path} cannot be written: {error.strerror}") from None
+    return True
+
+
+def running(folder: str, name: str) -> bool:
+    """Whether the process of `<name>.pid` lives and is ours: a process id may have been given to another program."""
+    try:
+        with open(os.path.join(folder, name + ".pid")) as file:
+            pid = int(file.read().strip())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return False
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return folder.encode() in file.read()
+    except OSError:
+        return not os.path.isdir("/proc/self")
+
+
+def detach(argv: list[str], folder: str, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that outlives the link: own session, no terminal, its words in `<name>.log`."""
+    log = os.open(os.path.join(folder, name + ".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
+        )
+    finally:
+        os.close(log)
+
+
+def log_end(folder: str, name: str) -> str:
+    """The last words of a process of ours."""
+    try:
+        with open(os.path.join(folder, name + ".log"), "rb") as file:
+            return file.read()[-4000:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without what would change which packages Python finds."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return {**kept, **more}
+
+
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float) -> bool:
+    """Poll until it is so, the process has ended, or time is over."""
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        if process.poll() is not None or time.monotonic() > deadline:
+            return is_so()
+        time.sleep(0.02)
+    return True
+
+
+# ── the steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def watchdog(order: dict[str, Any]) -> dict[str, Any]:
+    """Have the watchdog run: it stops the node at the deadline, whatever becomes of everything else."""
+    folder = lease_folder(order)
+    with open(os.path.join(folder, "heartbeat"), "ab"):
+        os.utime(os.path.join(folder, "heartbeat"))
+    program = os.path.join(folder, "watchdog.py")
+    write_private(program, base64.b64decode(order["program"]))
+    write_private(os.path.join(folder, "watchdog.json"), json.dumps(order["settings"]).encode())
+    known = {"folder": folder, "python": sys.executable, "python_version": platform.python_version()}
+    if running(folder, "watchdog"):
+        return {**known, "started": False}
+    process = detach([sys.executable, program, folder], folder, "watchdog", clean_environment())
+    if not wait_until(lambda: running(folder, "watchdog"), process, 10):
+        raise Trouble("the watchdog did not start: " + log_end(folder, "watchdog"))
+    return {**known, "started": True}
+
+
+def look(order: dict[str, Any]) -> dict[str, Any]:
+    """What the node has: interpreters with their packages, tools, our own files and processes."""
+    folder = lease_folder(order)
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "libc": "-".join(platform.libc_ver()),
+        "free_bytes": shutil.disk_usage(folder).free,
+        "uv": find_tool("uv"),
+        "pythons": [facts for path in candidates(order, folder) for facts in inspected(path, order["names"])],
+        "app": file_hash(os.path.join(folder, "app.zip")),
+        "agent_running": running(folder, "agent") and os.path.exists(os.path.join(folder, "agent.sock")),
+        "agent_python": running_python(folder),
+    }
+
+
+def search_path() -> list[str]:
+    """Where programs may lie: this session's PATH, the container's own (sshd does not pass it on), the usual places."""
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    try:
+        with open("/proc/1/environ", "rb") as file:
+            for item in file.read().split(b"\0"):
+                if item.startswith(b"PATH="):
+                    paths += item[5:].decode("utf-8", "replace").split(os.pathsep)
+    except OSError:
+        pass
+    home = os.path.expanduser("~")
+    paths += [
+        "/usr/local/bin",
+        "/usr/bin",
+        "/opt/conda/bin",
+        "/venv/main/bin",
+        home + "/.local/bin",
+        home + "/.cargo/bin",
+    ]
+    return [path for path in dict.fromkeys(paths) if path.startswith("/")]
+
+
+def find_tool(name: str) -> str:
+    """The full path of a program, or empty text."""
+    return shutil.which(name, path=os.pathsep.join(search_path())) or ""
+
+
+def candidates(order: dict[str, Any], folder: str) -> list[str]:
+    """Interpreters that may have the wanted minor version, best first, each once."""
+    minor = order["minor"]
+    home = os.path.expanduser("~")
+    found = [os.environ.get("GPUMARKET_PYTHON", ""), os.path.join(folder, "venv", "bin", "python")]
+    for name in ("python" + minor, "python3", "python"):
+        found += [os.path.join(path, name) for path in search_path()]
+    for pattern in ("/.local/share/uv/python/cpython-{}*/bin/python3", "/.pyenv/versions/{}*/bin/python3"):
+        found += sorted(glob.glob(home + pattern.format(minor)))
+    there = [path for path in found if path and os.access(path, os.X_OK)]
+    # Links such as python3 -> python3.11 are one interpreter, but a venv's link is not the one that it points to.
+    by_identity: dict[tuple[str, str], str] = {}
+    for path in there:
+        by_identity.setdefault((os.path.dirname(path), os.path.realpath(path)), path)
+    return list(by_identity.values())[:12]
+
+
+def inspected(path: str, names: list[str]) -> list[dict[str, Any]]:
+    """Version and packages of an interpreter; nothing when it does not run."""
+    try:
+        done = subprocess.run(
+            [path, "-c", f"NAMES = {names!r}\n{CHECK}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=20,
+            env=clean_environment(),
+            cwd="/",
+            check=True,
+        )
+        return [{**json.loads(done.stdout), "path": path}]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+
+
+def file_hash(path: str) -> str:
+    """SHA-256 of a file, or empty text."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return ""
+
+
+def running_python(folder: str) -> str:
+    """With which interpreter the agent was started."""
+    try:
+        with open(os.path.join(folder, "agent.json")) as file:
+            return str(json.load(file).get("python", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def agent(order: dict[str, Any]) -> dict[str, Any]:
+    """Have the agent run, and its socket answer."""
+    folder = lease_folder(order)
+    socket_path = os.path.join(folder, "agent.sock")
+    write_private(os.path.join(folder, "agent.json"), json.dumps(order["settings"]).encode())
+    if running(folder, "agent") and os.path.exists(socket_path):
+        return {"started": False}
+    for name in ("agent.sock", "agent.pid"):
+        if os.path.lexists(os.path.join(folder, name)):
+            os.unlink(os.path.join(folder, name))
+    argv = [order["settings"]["python"], "-m", "jupyter_gpumarket.agent", "serve", "--folder", folder]
+    environment = clean_environment(PYTHONPATH=os.path.join(folder, "app.zip"))
+    process = detach(argv, folder, "agent", environment)
+    if not wait_until(lambda: os.path.exists(socket_path), process, order["limit_s"]):
+        raise Trouble("the agent did not start: " + log_end(folder, "agent"))
+    return {"started": True}
+
+
+STEPS = {"watchdog": watchdog, "look": look, "agent": agent}
