@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from jupyter_gpumarket.config import private_folder
 from jupyter_gpumarket.errors import ConfigError, JournalError, JournalLocked
 from jupyter_gpumarket.journal import failures
+from jupyter_gpumarket.journal.guard import Guard
 
 BUSY_MS = 2_000
 # Any program that opens a SQLite journal can tell it from other databases ("GPUm").
@@ -34,9 +35,11 @@ class SqliteBackend:
         self.where = str(self.file or "in memory")
         self.writes = False
         self._lock: int | None = None
+        self.guard: Guard | None = None
         if self.file is not None:
             private_folder(self.file.parent)
             self._take_lock(self.file)
+            self.guard = Guard(self.file)
         self.engine = sa.create_engine(
             url.set(database=str(self.file)) if self.file else url,
             poolclass=sa.pool.StaticPool,
@@ -105,6 +108,16 @@ class SqliteBackend:
         if owner == 0:
             connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
 
+    def check_deeply(self, connection: sa.Connection) -> None:
+        """Read every page and compare every index with its table.
+
+        Raises:
+            JournalCorrupt: SQLite finds something broken.
+        """
+        verdict = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
+        if verdict != "ok":
+            raise failures.corrupt(self.where, str(verdict))
+
     def free_bytes(self) -> int | None:
         """Room on the disk."""
         try:
@@ -115,6 +128,8 @@ class SqliteBackend:
     def close(self) -> None:
         """Close the file and give the lock back."""
         self.engine.dispose()
+        if self.guard is not None:
+            self.guard.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -124,6 +139,7 @@ class PostgresBackend:
     """One connection, which holds the lock; where it breaks, the next one takes the lock again or fails."""
 
     file = None
+    guard: Guard | None = None
 
     def __init__(self, url: sa.URL) -> None:
         self.where = url.render_as_string(hide_password=True)
@@ -169,6 +185,9 @@ class PostgresBackend:
         """PostgreSQL checks itself; only that it can be written."""
         if connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
             raise JournalError(f"the journal {self.where} is read-only; name the primary server")
+
+    def check_deeply(self, connection: sa.Connection) -> None:
+        """PostgreSQL checks its pages as it reads them."""
 
     def free_bytes(self) -> int | None:
         """Not known from here."""

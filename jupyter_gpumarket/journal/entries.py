@@ -89,14 +89,17 @@ def storable_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
-def rows_text(entry: NewEntry) -> str:
-    """The `rows` column of an entry."""
-    rows = [_stored_row(row, gone=False) for row in entry.rows] + [_stored_row(row, gone=True) for row in entry.gone]
-    return msgspec.json.encode(rows).decode()
+def with_unknown_fields(text: str, before: str, kind: type[Record]) -> str:
+    """A row's new JSON, with the fields of the row before it that only a newer version knows."""
+    unknown = {name: value for name, value in msgspec.json.decode(before).items() if name not in kind.__struct_fields__}
+    return as_text(unknown | msgspec.json.decode(text)) if unknown else text
 
 
-def _stored_row(row: Row, *, gone: bool) -> StoredRow:
-    return StoredRow(table=TABLE_OF[type(row)], row=msgspec.Raw(as_text(row).encode()), gone=gone)
+def rows_text(rows: list[tuple[Row, str]], gone: tuple[Row, ...]) -> str:
+    """The `rows` column of an entry: rows with their JSON, and rows taken away."""
+    stored = [StoredRow(table=TABLE_OF[type(row)], row=msgspec.Raw(text.encode())) for row, text in rows]
+    stored += [StoredRow(table=TABLE_OF[type(r)], row=msgspec.Raw(as_text(r).encode()), gone=True) for r in gone]
+    return msgspec.json.encode(stored).decode()
 
 
 _ROWS = msgspec.json.Decoder(list[StoredRow])

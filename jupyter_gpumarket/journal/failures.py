@@ -19,6 +19,9 @@ _FULL, _BUSY, _LOCKED, _READONLY, _CANTOPEN, _PERM = (
 )
 _CORRUPT, _NOT_A_DATABASE, _IO = sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR
 
+# A damaged schema or text: SQLite has no code of their own for these.
+_SIGNS_OF_DAMAGE = ("no such table", "no such column", "has no column", "Could not decode", "malformed")
+
 # An I/O error leaves room for doubt about what is on the disk; these do not: nothing of the entry is there.
 NO_ROOM_BYTES = 64 * 1024
 
@@ -36,6 +39,7 @@ def meaning(error: sa.exc.SQLAlchemyError, where: str, free_bytes: int | None = 
 
 def _of_sqlite(error: sqlite3.Error, where: str, free_bytes: int | None) -> JournalError:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    text = str(error)
     if code == _FULL or (code in (_IO, _CANTOPEN) and free_bytes is not None and free_bytes < NO_ROOM_BYTES):
         return full(where)
     if code in (_BUSY, _LOCKED):
@@ -46,8 +50,8 @@ def _of_sqlite(error: sqlite3.Error, where: str, free_bytes: int | None) -> Jour
         return JournalError(
             f"the journal {where} cannot be written ({error}); make the file and its folder writable for this user"
         )
-    if code in (_CORRUPT, _NOT_A_DATABASE):
-        return corrupt(where, str(error))
+    if code in (_CORRUPT, _NOT_A_DATABASE) or any(sign in text for sign in _SIGNS_OF_DAMAGE):
+        return corrupt(where, text)
     if code == _IO:
         return JournalError(
             f"the disk under the journal {where} failed ({error}); what was acknowledged before is kept, the last "

@@ -14,7 +14,7 @@ from jupyter_gpumarket.journal.entries import FIRST_HASH, Row, Stored, chained, 
 BATCH = 1_000
 
 
-def replay(connection: sa.Connection, where: str) -> list[Row]:
+def replay(connection: sa.Connection, where: str) -> list[tuple[Row, str]]:
     """Check the whole chain and fold the rows that entries carry; the last content of each row is kept.
 
     Rows of tables that a newer version added are passed over.
@@ -22,7 +22,7 @@ def replay(connection: sa.Connection, where: str) -> list[Row]:
     Raises:
         JournalCorrupt: the entry at which the chain breaks, or that cannot be read.
     """
-    rows: dict[tuple[Any, ...], Row] = {}
+    rows: dict[tuple[Any, ...], tuple[Row, str]] = {}
     for entry in _checked(connection, where):
         try:
             for stored in stored_rows(entry.rows):
@@ -34,7 +34,7 @@ def replay(connection: sa.Connection, where: str) -> list[Row]:
                 key = (stored.table, *(values[column.name] for column in table.primary_key))
                 rows.pop(key, None)
                 if not stored.gone:
-                    rows[key] = row
+                    rows[key] = (row, bytes(stored.row).decode())
         except msgspec.DecodeError as error:
             raise failures.corrupt(where, f"the rows of entry {entry.seq} cannot be read ({error})") from None
     return list(rows.values())
@@ -47,7 +47,7 @@ def verify(connection: sa.Connection, where: str) -> None:
         JournalCorrupt: names the first difference.
     """
     expected: dict[str, list[dict[str, Any]]] = {name: [] for name in schema.PROJECTIONS}
-    for row in replay(connection, where):
+    for row, _ in replay(connection, where):
         name, columns = _PLACE[type(row)]
         expected[name].append({**columns(row), "data": row})
     for name, (table, kind, _) in schema.PROJECTIONS.items():
@@ -77,13 +77,31 @@ def _held(
     return held
 
 
-def _checked(connection: sa.Connection, where: str) -> Iterator[Stored]:
-    previous, seq = FIRST_HASH, 0
+def check_chain(connection: sa.Connection, where: str, *, after: int = 0) -> None:
+    """Check the entries after a number, up to the end.
+
+    Raises:
+        JournalCorrupt: the entry at which the chain breaks.
+    """
+    for _ in _checked(connection, where, after):
+        pass
+
+
+def hash_of(connection: sa.Connection, seq: int) -> str | None:
+    """The hash of one entry."""
+    return connection.execute(sa.select(schema.entries.c.hash).where(schema.entries.c.seq == seq)).scalar()
+
+
+def _checked(connection: sa.Connection, where: str, after: int = 0) -> Iterator[Stored]:
+    seq = after
+    previous = FIRST_HASH if after == 0 else hash_of(connection, after)
+    if previous is None:
+        raise failures.corrupt(where, f"entry {after} is missing")
     while True:
         query = sa.select(schema.entries).where(schema.entries.c.seq > seq).order_by(schema.entries.c.seq).limit(BATCH)
         found = connection.execute(query).mappings().all()
         for row in found:
-            entry = Stored(**{str(name): value for name, value in row.items()})
+            entry = _entry(where, row)
             if entry.seq != seq + 1:
                 raise failures.corrupt(where, f"entry {seq + 1} is missing")
             if chained(previous, entry) != entry.hash:
@@ -93,6 +111,13 @@ def _checked(connection: sa.Connection, where: str) -> Iterator[Stored]:
         if len(found) < BATCH:
             break
     _check_end(connection, where, seq, previous)
+
+
+def _entry(where: str, row: sa.RowMapping) -> Stored:
+    try:
+        return msgspec.convert({str(name): value for name, value in row.items()}, Stored)
+    except msgspec.ValidationError as error:
+        raise failures.corrupt(where, f"an entry cannot be read ({error})") from None
 
 
 def _check_end(connection: sa.Connection, where: str, seq: int, last: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from jupyter_gpumarket.journal.entries import storable_text
 from jupyter_gpumarket.models import ENDED_STATES, Budget, CellRun, Charge, Lease, Machine
 
 MAJOR = 1
@@ -144,11 +145,20 @@ def _machine(row: Machine) -> dict[str, Any]:
     return {"marketplace": row.marketplace, "machine_id": row.machine_id}
 
 
+def _storable(columns: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Columns with text that both databases take."""
+
+    def values(row: Any) -> dict[str, Any]:
+        return {name: storable_text(value) if isinstance(value, str) else value for name, value in columns(row).items()}
+
+    return values
+
+
 # table name → (table, record type, the columns taken from a record)
 PROJECTIONS: dict[str, tuple[sa.Table, type[Any], Callable[[Any], dict[str, Any]]]] = {
-    "leases": (leases, Lease, _lease),
-    "runs": (runs, CellRun, _run),
-    "charges": (charges, Charge, _charge),
-    "budgets": (budgets, Budget, _budget),
-    "machines": (machines, Machine, _machine),
+    "leases": (leases, Lease, _storable(_lease)),
+    "runs": (runs, CellRun, _storable(_run)),
+    "charges": (charges, Charge, _storable(_charge)),
+    "budgets": (budgets, Budget, _storable(_budget)),
+    "machines": (machines, Machine, _storable(_machine)),
 }

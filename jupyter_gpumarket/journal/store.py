@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,10 +21,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 import jupyter_gpumarket
 from jupyter_gpumarket.api import JournalLine
 from jupyter_gpumarket.clock import Clock
-from jupyter_gpumarket.errors import JournalError, JournalLocked
+from jupyter_gpumarket.errors import JournalError, JournalFull, JournalLocked
 from jupyter_gpumarket.journal import failures, schema
 from jupyter_gpumarket.journal.backend import Backend, backend
 from jupyter_gpumarket.journal.entries import (
+    FIRST_HASH,
     TABLE_OF,
     NewEntry,
     Row,
@@ -32,12 +34,18 @@ from jupyter_gpumarket.journal.entries import (
     chained,
     rows_text,
     storable_text,
+    with_unknown_fields,
 )
-from jupyter_gpumarket.journal.replay import replay, verify
+from jupyter_gpumarket.journal.guard import starts_spending
+from jupyter_gpumarket.journal.replay import check_chain, hash_of, replay, verify
 from jupyter_gpumarket.journal.upgrade import upgrade
 from jupyter_gpumarket.models import Budget, CellRun, Charge, Lease, Machine
 
 RowT = TypeVar("RowT", Lease, CellRun, Charge, Budget, Machine)
+
+
+# So many of the newest entries are checked whenever the journal is opened: a few milliseconds.
+CHECKED_AT_OPEN = 1_000
 
 
 class Journal:
@@ -69,11 +77,26 @@ class Journal:
             with journal._transaction(writes=True) as connection:
                 journal.minor = upgrade(connection, journal.where)
             with journal._transaction(writes=False) as connection:
-                journal._read_head(connection)
+                journal._check_end(connection)
         except BaseException:
             journal.close()
             raise
         return journal
+
+    def _check_end(self, connection: sa.Connection) -> None:
+        """The newest entries are whole, and are those that were acknowledged; older ones are `verify`'s work."""
+        head = self._read_head(connection)
+        check_chain(connection, self.where, after=max(0, head[0] - CHECKED_AT_OPEN))
+        guard = self._database.guard
+        if guard is not None:
+            guard.check(head, partial(hash_of, connection))
+            guard.note(head)
+            guard.set_aside()
+
+    @property
+    def tight(self) -> bool:
+        """The disk is nearly full: the room kept for ending leases is used or could not be kept. Rent nothing new."""
+        return self._database.guard is not None and self._database.guard.tight
 
     @property
     def where(self) -> str:
@@ -92,9 +115,24 @@ class Journal:
         """
         if not entries:
             return []
+        guard = self._database.guard
+        try:
+            stored = self._append(entries)
+        except JournalFull:
+            if guard is None or starts_spending(entries) or not guard.give_up_reserve():
+                raise
+            stored = self._append(entries)
+        if guard is not None:
+            guard.note(self._head or (0, FIRST_HASH))
+            if guard.tight:
+                guard.set_aside()
+        return [_line(entry.seq, entry.at_ms, entry.kind, entry.subject, entry.body) for entry in stored]
+
+    def _append(self, entries: Sequence[NewEntry]) -> list[Stored]:
         with self._transaction(writes=True) as connection:
             old = self._head or self._read_head(connection)
-            stored = self._stored(old, entries)
+            texts = [[(row, self._text(connection, row)) for row in entry.rows] for entry in entries]
+            stored = self._stored(old, entries, texts)
             new = (stored[-1].seq, stored[-1].hash)
             moved = connection.execute(
                 schema.head.update()
@@ -105,19 +143,29 @@ class Journal:
                 self._head = None
                 raise JournalLocked(f"another program wrote in the journal {self.where}; start the broker again")
             connection.execute(schema.entries.insert(), [msgspec.to_builtins(entry) for entry in stored])
-            for entry in entries:
-                for row in entry.rows:
-                    self._put(connection, row)
+            for entry, rows in zip(entries, texts, strict=True):
+                for row, text in rows:
+                    self._put(connection, row, text)
                 for row in entry.gone:
                     _take_away(connection, row)
         self._head = new
-        return [_line(entry.seq, entry.at_ms, entry.kind, entry.subject, entry.body) for entry in stored]
+        return stored
 
-    def _stored(self, head: tuple[int, str], entries: Sequence[NewEntry]) -> list[Stored]:
+    def _text(self, connection: sa.Connection, row: Row) -> str:
+        text = as_text(row)
+        if self.minor <= schema.MINOR:
+            return text
+        table, kind, columns = schema.PROJECTIONS[TABLE_OF[type(row)]]
+        before = connection.execute(sa.select(table.c.data).where(*_same_key(table, columns(row)))).scalar()
+        return with_unknown_fields(text, before, kind) if before else text
+
+    def _stored(
+        self, head: tuple[int, str], entries: Sequence[NewEntry], texts: Sequence[list[tuple[Row, str]]]
+    ) -> list[Stored]:
         seq, previous = head
         at_ms = self._clock.now_ms()
         stored = []
-        for entry in entries:
+        for entry, rows in zip(entries, texts, strict=True):
             seq += 1
             plain = Stored(
                 seq=seq,
@@ -125,17 +173,16 @@ class Journal:
                 kind=storable_text(entry.kind),
                 subject=storable_text(entry.subject),
                 body=as_text(entry.body),
-                rows=rows_text(entry),
+                rows=rows_text(rows, entry.gone),
                 writer=jupyter_gpumarket.__version__,
             )
             previous = chained(previous, plain)
             stored.append(msgspec.structs.replace(plain, hash=previous))
         return stored
 
-    def _put(self, connection: sa.Connection, row: Row) -> None:
+    def _put(self, connection: sa.Connection, row: Row, text: str) -> None:
         table, _, columns = schema.PROJECTIONS[TABLE_OF[type(row)]]
-        values = {name: storable_text(v) if isinstance(v, str) else v for name, v in columns(row).items()}
-        values["data"] = as_text(row)
+        values = {**columns(row), "data": text}
         keys = [column.name for column in table.primary_key]
         statement = self._upsert(table).values(values)
         connection.execute(
@@ -242,6 +289,7 @@ class Journal:
             JournalCorrupt: names the first entry or row that does not fit.
         """
         with self._transaction(writes=False) as connection:
+            self._database.check_deeply(connection)
             verify(connection, self.where)
 
     def rebuild(self) -> None:
@@ -254,8 +302,8 @@ class Journal:
             rows = replay(connection, self.where)
             for table, _, _ in schema.PROJECTIONS.values():
                 connection.execute(table.delete())
-            for row in rows:
-                self._put(connection, row)
+            for row, text in rows:
+                self._put(connection, row, text)
 
     def close(self) -> None:
         """Close the database and give the lock back. Again: no effect."""
@@ -290,8 +338,11 @@ class Journal:
 
 def _take_away(connection: sa.Connection, row: Row) -> None:
     table, _, columns = schema.PROJECTIONS[TABLE_OF[type(row)]]
-    values = columns(row)
-    connection.execute(table.delete().where(*(column == values[column.name] for column in table.primary_key)))
+    connection.execute(table.delete().where(*_same_key(table, columns(row))))
+
+
+def _same_key(table: sa.Table, values: dict[str, Any]) -> list[sa.ColumnElement[bool]]:
+    return [column == values[column.name] for column in table.primary_key]
 
 
 def _line(seq: int, at_ms: int, kind: str, subject: str, body: str) -> JournalLine:
