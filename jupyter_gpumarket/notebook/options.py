@@ -1,0 +1,207 @@
+"""What stands behind `%%gpu`: its arguments, read into one record with exact amounts and times."""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import re
+import shlex
+from typing import Any, NoReturn
+
+import msgspec
+
+from jupyter_gpumarket.config import Settings
+from jupyter_gpumarket.errors import BadRequest
+from jupyter_gpumarket.models import OfferQuery
+from jupyter_gpumarket.money import usd
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be rented, if something has to be, and within which limits. `hours_s` is in seconds."""
+
+    query: OfferQuery = OfferQuery()
+    budget_nusd: int
+    max_s: int
+    name: str = ""
+    yes: bool = False
+    trust: bool = False
+
+
+class CellOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """One `%%gpu` line, read."""
+
+    wish: Wish
+    node: str = ""
+    new: bool = False
+    on_all: bool = False
+    session: str = "main"
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    timeout_s: float | None = None
+    detach: bool = False
+    dry_run: bool = False
+    project: str = ""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises BadRequest with the nearest way to help."""
+        raise BadRequest(f"{self.prog}: {message}; `{self.prog} --help` tells what it takes")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Help was shown; there is nothing more to do."""
+        raise HelpShown(message or "")
+
+
+class HelpShown(Exception):
+    """`--help` was given and answered."""
+
+
+def add_wish_arguments(parser: Any) -> None:
+    """The arguments that say what to rent; shared by `%%gpu`, `%gpu rent` and `%gpu offers`."""
+    parser.add_argument("--gpu", help='which GPU: "H100|A100:80GB", "24GB..80GB", "L40S:48GB:2", "any" or "none"')
+    parser.add_argument("--vram", type=float, metavar="GIB", help="at least so much memory per GPU")
+    parser.add_argument("--count", type=int, metavar="N", help="so many GPUs in one machine")
+    parser.add_argument("--max-price", metavar="USD", help="dearest price per hour")
+    parser.add_argument("--marketplace", action="append", metavar="NAME", help="only there; may be repeated")
+    parser.add_argument("--region", help="only in this region or country")
+    parser.add_argument("--hours", metavar="H", help="longest time of the lease")
+
+
+def add_limit_arguments(parser: Any) -> None:
+    """The arguments that limit and name a lease."""
+    parser.add_argument("--budget", metavar="USD", help="hard limit of the lease")
+    parser.add_argument("--name", help="the node's name")
+    parser.add_argument("--yes", "-y", action="store_true", help="rent without asking")
+    parser.add_argument("--trust", action="store_true", help="the node is your own: show its output unchanged")
+
+
+def query_from(arguments: argparse.Namespace, settings: Settings) -> OfferQuery:
+    """What to look for.
+
+    Raises:
+        BadRequest: an amount or a count that cannot be read.
+    """
+    price = arguments.max_price or settings.max_price
+    if arguments.count is not None and arguments.count < 0:
+        raise BadRequest(f"--count {arguments.count}: a machine cannot have fewer than no GPUs")
+    return OfferQuery(
+        gpu=arguments.gpu,
+        vram_gib=arguments.vram,
+        gpu_count=arguments.count,
+        max_price_nusd_hour=money("--max-price", price) if price else None,
+        region=arguments.region,
+        marketplaces=tuple(listed(arguments.marketplace)),
+    )
+
+
+def wish_from(arguments: argparse.Namespace, settings: Settings) -> Wish:
+    """What to rent, within which limits; what was not told comes from the settings."""
+    hours = settings.hours if arguments.hours is None else _hours(arguments.hours)
+    return Wish(
+        query=query_from(arguments, settings),
+        budget_nusd=money("--budget", arguments.budget or settings.budget),
+        max_s=round(hours * 3600),
+        name=arguments.name or "",
+        yes=arguments.yes or not settings.ask,
+        trust=arguments.trust,
+    )
+
+
+def cell_options(arguments: argparse.Namespace, settings: Settings) -> CellOptions:
+    """A `%%gpu` line.
+
+    Raises:
+        BadRequest: names the argument and what it takes.
+    """
+    if arguments.node and arguments.new:
+        raise BadRequest("--node names a node that runs, --new rents another one: use one of them")
+    if arguments.on not in (None, "all"):
+        raise BadRequest(f"--on {arguments.on}: only 'all' is known; a single node is named by --node")
+    return CellOptions(
+        wish=wish_from(arguments, settings),
+        node=arguments.node or "",
+        new=arguments.new,
+        on_all=arguments.on == "all",
+        session=arguments.session,
+        inputs=names("-i", arguments.input),
+        outputs=names("-o", arguments.output),
+        timeout_s=duration_s(arguments.timeout) if arguments.timeout else None,
+        detach=arguments.detach,
+        dry_run=arguments.dry_run,
+        project=arguments.project or settings.project,
+    )
+
+
+def split(line: str) -> list[str]:
+    """The words of a magic's line; quotes hold words together.
+
+    Raises:
+        BadRequest: a quote that does not end.
+    """
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise BadRequest(f"cannot read {line!r}: {error}") from None
+
+
+def money(argument: str, text: str) -> int:
+    """An amount in nano-dollars, above zero.
+
+    Raises:
+        BadRequest: names the argument.
+    """
+    try:
+        amount = usd(text)
+    except ValueError as error:
+        raise BadRequest(f"{argument}: {error}") from None
+    if amount <= 0:
+        raise BadRequest(f"{argument} {text}: an amount above zero is needed")
+    return amount
+
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z", re.IGNORECASE)
+
+
+def duration_s(text: str) -> float:
+    """`20m`, `90s`, `1h30m`, or plain seconds.
+
+    Raises:
+        BadRequest: not such a time, or zero.
+    """
+    found = _DURATION.match(text.strip().replace(" ", ""))
+    hours, minutes, seconds = (float(part or 0) for part in found.groups()) if found else (0.0, 0.0, 0.0)
+    total = hours * 3600 + minutes * 60 + seconds
+    if total <= 0:
+        raise BadRequest(f"--timeout {text}: write a time like 20m, 90s or 1h30m")
+    return total
+
+
+def names(argument: str, given: list[str] | None) -> tuple[str, ...]:
+    """Variable names, separated by commas.
+
+    Raises:
+        BadRequest: one is no Python name.
+    """
+    found = tuple(dict.fromkeys(listed(given)))
+    for name in found:
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise BadRequest(f"{argument} {name}: not the name of a variable")
+    return found
+
+
+def listed(given: list[str] | None) -> list[str]:
+    """`["a,b", "c"]` as `["a", "b", "c"]`."""
+    return [part.strip() for text in given or [] for part in text.split(",") if part.strip()]
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        raise BadRequest(f"--hours {text}: write a number like 2 or 0.5") from None
+    if not 0 < hours <= 24 * 365:
+        raise BadRequest(f"--hours {text}: above 0 and at most a year")
+    return hours
