@@ -1,5 +1,54 @@
-"""A compute broker that lives in Jupyter."""
+"""A compute broker that lives in Jupyter.
+
+    %load_ext jupyter_gpumarket
+    %%gpu --gpu RTX4090 -o weights
+
+In Python: `import jupyter_gpumarket as gm`, then `gm.offers()`, `gm.costs()`, `gm.leases()`, `gm.rent()`,
+`gm.release()`. Everything is imported on first use, so that importing the package costs nothing.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "budgets",
+    "charges",
+    "connect",
+    "costs",
+    "extend",
+    "leases",
+    "offers",
+    "release",
+    "rent",
+    "set_budget",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jupyter_gpumarket.notebook import public
+
+    return getattr(public, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext jupyter_gpumarket`: adds `%%gpu` and `%gpu` to this shell."""
+    from jupyter_gpumarket.notebook.extension import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext jupyter_gpumarket`: takes the magics away; nodes go on until they are given back."""
+    from jupyter_gpumarket.notebook.extension import unload
+
+    unload(shell)

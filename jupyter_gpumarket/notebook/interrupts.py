@@ -37,16 +37,15 @@ class InterruptWatch:
     def wait(self, call: Callable[[], T]) -> T | None:
         """The call's result; None when an interrupt came before or during it (look at `news`)."""
         try:
-            self._waiting = True
-            if self.count > self._seen:
-                return None
-            return call()
+            try:
+                self._waiting = True
+                return None if self.count > self._seen else call()
+            finally:
+                self._waiting = False
         except KeyboardInterrupt:
             # From our own handler, or (outside the main thread) from whoever raised it.
             self.count = max(self.count, self._seen + 1)
             return None
-        finally:
-            self._waiting = False
 
     def news(self) -> bool:
         """Whether an interrupt came since this was asked last."""

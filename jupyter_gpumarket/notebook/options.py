@@ -50,13 +50,29 @@ class Parser(argparse.ArgumentParser):
         """Raises BadRequest with the nearest way to help."""
         raise BadRequest(f"{self.prog}: {message}; `{self.prog} --help` tells what it takes")
 
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:  # noqa: ARG002 -- argparse's signature
         """Help was shown; there is nothing more to do."""
         raise HelpShown(message or "")
 
 
 class HelpShown(Exception):
     """`--help` was given and answered."""
+
+
+def add_cell_arguments(parser: Any) -> None:
+    """The arguments of `%%gpu`."""
+    add_wish_arguments(parser)
+    add_limit_arguments(parser)
+    parser.add_argument("--node", metavar="NAME", help="run on this node of yours")
+    parser.add_argument("--new", action="store_true", help="rent another node for this cell and the next ones")
+    parser.add_argument("--on", metavar="all", help="'all': run on every node of this notebook")
+    parser.add_argument("--session", default="main", help="the remote kernel to use on the node (default: main)")
+    parser.add_argument("-i", "--input", action="append", metavar="X,Y", help="variables to bring in")
+    parser.add_argument("-o", "--output", action="append", metavar="Z", help="variables to bring back")
+    parser.add_argument("--timeout", metavar="TIME", help="interrupt the cell after so long: 20m, 90s, 1h30m")
+    parser.add_argument("--detach", action="store_true", help="do not wait; `%%gpu attach` shows the output later")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be rented; nothing is spent")
+    parser.add_argument("--project", help="book the costs on this project")
 
 
 def add_wish_arguments(parser: Any) -> None:

@@ -37,9 +37,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         """The same as an HTML table."""
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.headers)
-        body = "".join(
-            "<tr>" + "".join(self._cell(cell, i) for i, cell in enumerate(row)) + "</tr>" for row in self.rows
-        )
+        lines = ("".join(self._cell(cell, i) for i, cell in enumerate(row)) for row in self.rows)
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _padded(self, cell: str, column: int, width: int) -> str:
@@ -58,7 +57,7 @@ class Stage:
         self.is_rich = getattr(shell, "kernel", None) is not None
 
     def show(self, shown: Sequence[Shown], *, prefix: str = "") -> None:
-        """Publish what a node sent, after cleaning. `prefix` stands before each line of text (several nodes at once)."""
+        """Publish what a node sent, after cleaning. `prefix` stands before each line of text, with several nodes."""
         for one in shown:
             match one:
                 case Stream():

@@ -1,0 +1,109 @@
+"""What one kernel (or IPython terminal) knows: its client, its nodes, and on whose behalf it asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from jupyter_gpumarket import config
+from jupyter_gpumarket.api import LeaseView
+from jupyter_gpumarket.client import Client, ClusterClient, connect
+from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.config import Settings
+from jupyter_gpumarket.errors import BadRequest
+from jupyter_gpumarket.models import ENDED_STATES, Lease, Owner
+from jupyter_gpumarket.notebook.identity import owner
+
+
+class Notebook:
+    """This notebook's side of things. A node once used is used again; after a kernel restart it is found by owner."""
+
+    def __init__(
+        self,
+        namespace: Mapping[str, Any],
+        *,
+        connect: Callable[[], Client] = connect,
+        settings: Callable[[], Settings] = lambda: config.load_settings(config.folders()),
+        clock: Clock | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.namespace = namespace
+        self.clock = clock or SystemClock()
+        self.pause = pause
+        self.last_run_id = ""
+        self._connect = connect
+        self._settings = settings
+        self._client: Client | None = None
+        self._clusters: dict[str, ClusterClient] = {}
+        self._mine: list[str] = []
+
+    @property
+    def client(self) -> Client:
+        """The broker's client; a broker is started when none runs."""
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    @property
+    def settings(self) -> Settings:
+        """The user's settings, read anew so that an edit counts at once."""
+        return self._settings()
+
+    def owner(self, project: str = "") -> Owner:
+        """For whom this notebook asks."""
+        return owner(project or self.settings.project, self.namespace)
+
+    def cluster(self, lease_id: str) -> ClusterClient:
+        """The cluster process of a lease."""
+        if lease_id not in self._clusters:
+            self._clusters[lease_id] = self.client.cluster(lease_id)
+        return self._clusters[lease_id]
+
+    def use(self, lease_id: str) -> None:
+        """From now on this node is the notebook's current one."""
+        if lease_id in self._mine:
+            self._mine.remove(lease_id)
+        self._mine.append(lease_id)
+
+    def forget(self, lease_id: str) -> None:
+        """The node was given back."""
+        if lease_id in self._mine:
+            self._mine.remove(lease_id)
+        self._clusters.pop(lease_id, None)
+
+    def leases(self) -> list[LeaseView]:
+        """This notebook's open leases, the one to use first."""
+        own = self.owner()
+        views = [view for view in self.client.leases() if is_usable(view.lease)]
+        mine = [view for view in views if self._is_mine(view.lease, own)]
+        # What this kernel used last comes first; what only the owner tells (after a restart) newest first.
+        order = {lease_id: place for place, lease_id in enumerate(self._mine)}
+        return sorted(mine, key=lambda view: (-order.get(view.lease.lease_id, -1), -view.lease.created_ms))
+
+    def named(self, name: str) -> LeaseView:
+        """An open lease by name or id.
+
+        Raises:
+            BadRequest: there is none; names the nearest.
+        """
+        views = [view for view in self.client.leases() if is_usable(view.lease)]
+        for view in views:
+            if name in (view.lease.name, view.lease.lease_id):
+                return view
+        known = [view.lease.name for view in views]
+        near = get_close_matches(name, known, n=3, cutoff=0.4) or known[:5]
+        hint = f"running: {', '.join(near)}" if near else "no node is running"
+        raise BadRequest(f"no node is called {name!r}; {hint}")
+
+    def _is_mine(self, lease: Lease, own: Owner) -> bool:
+        if lease.lease_id in self._mine:
+            return True
+        asked_by = lease.request.owner
+        return bool(own.notebook) and (asked_by.notebook, asked_by.user) == (own.notebook, own.user)
+
+
+def is_usable(lease: Lease) -> bool:
+    """Whether a cell may still be sent there: not ended, and not on its way out."""
+    return lease.state not in ENDED_STATES and lease.state not in ("draining", "releasing", "release_unconfirmed")

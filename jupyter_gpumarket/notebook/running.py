@@ -1,0 +1,195 @@
+"""One `%%gpu` cell from its line to its cost: a node, inputs, the run, its output, results."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Any, NamedTuple
+
+from jupyter_gpumarket.api import RunCost, RunRequest, RunView, RunWish
+from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, GpuMarketError
+from jupyter_gpumarket.models import Lease, LeaseState, Owner
+from jupyter_gpumarket.money import format_usd
+from jupyter_gpumarket.notebook import renting
+from jupyter_gpumarket.notebook.costline import CostLine, final_text, place_of
+from jupyter_gpumarket.notebook.failures import error_of
+from jupyter_gpumarket.notebook.fitting import misfit
+from jupyter_gpumarket.notebook.following import Followed, Follower
+from jupyter_gpumarket.notebook.handle import RunHandle
+from jupyter_gpumarket.notebook.identity import cell_id
+from jupyter_gpumarket.notebook.kernel import Notebook
+from jupyter_gpumarket.notebook.options import CellOptions
+from jupyter_gpumarket.notebook.stage import Stage
+from jupyter_gpumarket.notebook.values import InputValue, encode_inputs, fetch_outputs, send_inputs
+
+# The cluster process tells the broker of a run's end over HTTP; usually within milliseconds.
+FINAL_COST_PATIENCE_S = 5.0
+FINAL_COST_POLL_S = 0.02
+
+
+class _Cell(NamedTuple):
+    """What is run, wherever it is run."""
+
+    code: str
+    options: CellOptions
+    owner: Owner
+    values: list[InputValue]
+    cell_id: str
+
+
+class CellRunner:
+    """Runs `%%gpu` cells of one notebook."""
+
+    def __init__(self, notebook: Notebook, shell: Any) -> None:
+        self._notebook = notebook
+        self._shell = shell
+        self._stage = Stage(shell)
+
+    def run(self, options: CellOptions, code: str) -> RunHandle | None:
+        """Run a cell; a handle when it was detached.
+
+        Raises:
+            RemoteError: the cell failed on the node. KeyboardInterrupt: it was interrupted.
+            GpuMarketError: everything else that went wrong, before or after.
+        """
+        if options.dry_run:
+            self._dry_run(options)
+            return None
+        values = encode_inputs(options.inputs, self._notebook.namespace)
+        owner = self._notebook.owner(options.project)
+        line = self._line(secrets.token_hex(8))
+        leases = self._nodes(options, owner, line)
+        cell = _Cell(code, options, owner, values, cell_id(self._shell))
+        runs = [self._start(lease, cell, is_one_of_many=len(leases) > 1) for lease in leases]
+        if options.detach:
+            return self._detached(runs)
+        self.finish(runs, line)
+        return None
+
+    def finish(self, runs: list[Followed], line: CostLine | None = None) -> None:
+        """Follow runs to their end, show what they cost, bring their results, and raise how they ended."""
+        line = line or self._line(runs[0].run_id)
+        Follower(self._stage, line, self._notebook.clock).follow(runs)
+        line.final("\n".join(self._cost_text(run) for run in runs))
+        errors = [error for run in runs if (error := self._outcome(run)) is not None]
+        if errors:
+            for error in errors[1:]:
+                self._stage.write(f"{error}\n", to_stderr=True)
+            raise errors[0]
+
+    def _line(self, key: str) -> CostLine:
+        return CostLine(self._stage, f"gpum-cost-{key}", self._notebook.clock)
+
+    def _dry_run(self, options: CellOptions) -> None:
+        lease = None if options.new else self._existing(options)
+        if lease is not None:
+            self._stage.say(
+                f"would run on {lease.name}, which is yours already at {format_usd(lease.price_nusd_hour)}/h"
+            )
+            return
+        wish = options.wish
+        found = renting.best_offers(self._notebook, wish)
+        worst = format_usd(renting.worst_case_nusd(wish, found.offers), places=2)
+        self._stage.table(renting.offers_table(found.offers, f"would rent the first of these; worst case {worst}"))
+
+    def _nodes(self, options: CellOptions, owner: Owner, line: CostLine) -> list[Lease]:
+        if options.on_all:
+            views = self._notebook.leases()
+            if not views:
+                raise BadRequest("--on all: this notebook has no node yet; `%gpu rent` rents one")
+            return [self._made_ready(view.lease, line) for view in views]
+        lease = None if options.new else self._existing(options)
+        if lease is None:
+            return [renting.rent(self._notebook, self._stage, line, options.wish, owner)]
+        self._notebook.use(lease.lease_id)
+        return [self._made_ready(lease, line)]
+
+    def _existing(self, options: CellOptions) -> Lease | None:
+        """The node that the cell goes to, if one is there: the named one, else this notebook's that fits."""
+        if options.node:
+            return self._notebook.named(options.node).lease
+        views = self._notebook.leases()
+        for view in views:
+            if misfit(view.lease, options.wish.query) is None:
+                return view.lease
+        if views:
+            lease = views[0].lease
+            self._stage.say(f"{lease.name} does not fit ({misfit(lease, options.wish.query)}): another node is needed")
+        return None
+
+    def _made_ready(self, lease: Lease, line: CostLine) -> Lease:
+        if lease.state in (LeaseState.READY, LeaseState.UNREACHABLE):
+            return lease
+        return renting.wait_ready(self._notebook, line, lease)
+
+    def _start(self, lease: Lease, cell: _Cell, *, is_one_of_many: bool) -> Followed:
+        run_id = secrets.token_hex(8)
+        cluster = self._notebook.cluster(lease.lease_id)
+        code_sha256 = hashlib.sha256(cell.code.encode("utf-8", "surrogatepass")).hexdigest()
+        wish = RunWish(
+            run_id=run_id,
+            lease_id=lease.lease_id,
+            session=cell.options.session,
+            owner=cell.owner,
+            cell_id=cell.cell_id,
+            code_sha256=code_sha256,
+        )
+        self._notebook.client.start_run(wish)
+        request = RunRequest(
+            run_id=run_id,
+            lease_id=lease.lease_id,
+            code=cell.code,
+            session=cell.options.session,
+            inputs=send_inputs(cell.values, cluster, self._stage, self._notebook.clock),
+            outputs=cell.options.outputs,
+            timeout_s=cell.options.timeout_s,
+            owner=cell.owner,
+            cell_id=cell.cell_id,
+        )
+        cluster.run(request)
+        self._notebook.last_run_id = run_id
+        trusted = self.is_trusted(lease) or cell.options.wish.trust
+        prefix = f"[{lease.name}] " if is_one_of_many else ""
+        return Followed(run_id, cluster, place_of(lease), trusted=trusted, prefix=prefix)
+
+    def is_trusted(self, lease: Lease) -> bool:
+        """Whether the user has said that this node is their own."""
+        marketplace = lease.offer.marketplace if lease.offer else ""
+        return lease.request.trusted or marketplace in self._notebook.settings.trust
+
+    def _detached(self, runs: list[Followed]) -> RunHandle:
+        for run in runs:
+            self._stage.say(f"{run.place.name} runs it as {run.run_id}; `%gpu attach {run.run_id}` shows its output")
+        return RunHandle(runs[0].run_id, runs[0].cluster, runs[0].place.name)
+
+    def _cost_text(self, run: Followed) -> str:
+        try:
+            cost = self._final_cost(run.run_id)
+        except BrokerUnavailable as error:
+            return f"{run.place.name} · the cost is not known yet ({error}); `%gpu cost` tells it later"
+        return run.prefix + final_text(run.place, cost)
+
+    def _final_cost(self, run_id: str) -> RunCost:
+        clock = self._notebook.clock
+        deadline_s = clock.monotonic_s() + FINAL_COST_PATIENCE_S
+        pause_s = FINAL_COST_POLL_S
+        while True:
+            cost = self._notebook.client.run_cost(run_id)
+            if cost.final or clock.monotonic_s() > deadline_s:
+                return cost
+            self._notebook.pause(pause_s)
+            pause_s = min(0.5, pause_s * 1.5)
+
+    def _outcome(self, run: Followed) -> BaseException | None:
+        view = run.view
+        assert view is not None, "a followed run has been seen"
+        error = error_of(view, run.place.name)
+        try:
+            self._fetch(view, run)
+        except GpuMarketError as failed:
+            return error or failed
+        return error
+
+    def _fetch(self, view: RunView, run: Followed) -> None:
+        namespace = self._shell.user_ns
+        fetch_outputs(view, run.cluster, namespace, self._stage, self._notebook.clock)
