@@ -9,6 +9,7 @@ In Python: `import jupyter_gpumarket as gm`, then `gm.offers()`, `gm.costs()`, `
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -31,9 +32,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jupyter_gpumarket.notebook import public
-
-    return getattr(public, name)
+    return getattr(_door("public"), name)
 
 
 def __dir__() -> list[str]:
@@ -42,13 +41,14 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: Any) -> None:
     """`%load_ext jupyter_gpumarket`: adds `%%gpu` and `%gpu` to this shell."""
-    from jupyter_gpumarket.notebook.extension import load
-
-    load(shell)
+    _door("extension").load(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """`%unload_ext jupyter_gpumarket`: takes the magics away; nodes go on until they are given back."""
-    from jupyter_gpumarket.notebook.extension import unload
+    _door("extension").unload(shell)
 
-    unload(shell)
+
+def _door(module: str) -> Any:
+    """A module of the notebook's door, by name: every part imports this file, so it must not import any part."""
+    return importlib.import_module(f"{__name__}.notebook.{module}")
