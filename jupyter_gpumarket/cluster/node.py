@@ -30,7 +30,7 @@ from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.reach import Link, Reach
 from jupyter_gpumarket.cluster.records import NodeRecord
-from jupyter_gpumarket.cluster.runs import Run, RunStore
+from jupyter_gpumarket.cluster.runs import RunStore
 from jupyter_gpumarket.cluster.talk import Talk
 from jupyter_gpumarket.errors import GpuMarketError, HostKeyChanged, NodeError, Unreachable, WireError
 from jupyter_gpumarket.wire import messages as wire
@@ -70,6 +70,7 @@ class Node:
         clock: Clock,
         tell: Callable[[AnyFact], None],
         save: Callable[[], None],
+        idle_tell_s: float = 60.0,
     ) -> None:
         self.record = record
         self._reach = reach
@@ -77,17 +78,19 @@ class Node:
         self._clock = clock
         self._tell = tell
         self._save = save
+        self._idle_tell_s = idle_tell_s
         self._link: Link | None = None
-        self._phase: Phase = "ready" if record.is_ready else "linking"
+        self._phase: Phase = "linking" if record.ready_ms is None else "ready"
         self._link_state: LinkState = "connecting"
         self._link_detail = ""
         self._told_lost = False
         self._was_attached = False
         self._last_seen_ms: int | None = None
-        self._agent_seen = asyncio.Event()
+        self._owes_back = record.ready_ms is not None
+        self._conversation = ""
         self._steps: dict[str, SetupStep] = {}
         self._hurry = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._peer = Peer(
             boot_id=os.urandom(8).hex(), receives=wire.Report, sends=wire.Order, on_attached=self._on_attached
         )
@@ -101,6 +104,7 @@ class Node:
             on_agent=self._on_agent,
             deadline=self._deadline,
         )
+        self.talk.progress.ready_ms = record.ready_ms
 
     @property
     def lease_id(self) -> str:
@@ -118,9 +122,10 @@ class Node:
 
     def start(self) -> None:
         """Begin; idempotent."""
-        if any(not task.done() for task in self._tasks):
-            return
-        self._tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._converse())]
+        parts = {"link": self._serve, "talk": self._converse, "idle": self._tell_when_idle}
+        for name, part in parts.items():
+            if name not in self._tasks or self._tasks[name].done():
+                self._tasks[name] = asyncio.create_task(part())
 
     def attach_again(self, attach: Attach) -> None:
         """The broker repeats the order: take its address, key and deadline, and try at once."""
@@ -132,7 +137,7 @@ class Node:
         self._hurry.set()
         if self._link_state == "refused":
             self._link_state = "connecting"
-            self._phase = "ready" if self.record.is_ready else "linking"
+            self._phase = "linking" if self.record.ready_ms is None else "ready"
             self.start()
 
     def set_deadline(self, deadline_ms: int) -> None:
@@ -163,9 +168,9 @@ class Node:
 
     async def close(self) -> None:
         """Drop the link; the agent on the node goes on."""
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._peer.detach()
         if self._link is not None:
             self._link.abort()
@@ -243,19 +248,19 @@ class Node:
 
     async def _set_up(self, link: Link, attach: Attach) -> Any:
         """Prepare, and probe unless the node was ready before."""
-        if not self.record.is_ready:
+        if self.record.ready_ms is None:
             self._phase = "preparing"
         installed = await self._or_refuse(link, self._reach.prepare(link, attach, self._on_step))
         self._change(installed=installed)
-        if self.record.is_ready:
+        if self.record.ready_ms is not None:
             return installed
         self._fact(Prepared, python=installed.python, versions=installed.versions, steps_ms=installed.steps_ms)
         self._phase = "probing"
         report, differences = await self._or_refuse(link, self._reach.probe(link, installed, attach))
-        self._change(is_ready=True)
+        self.talk.progress.ready_ms = self._clock.now_ms()
+        self._change(ready_ms=self.talk.progress.ready_ms)
         self._phase = "ready"
         self._fact(Probed, report=report, differences=differences)
-        self.talk.progress.became_idle()
         return installed
 
     async def _or_refuse(self, link: Link, work: Any) -> Any:
@@ -286,12 +291,12 @@ class Node:
     def _lost(self, reason: str) -> None:
         logger.info("node %s: %s", self.lease_id, reason)
         self._link_detail = reason
-        if not self.record.is_ready:
+        if self.record.ready_ms is None:
             self._link_state = "connecting"
             return
         self._link_state = "lost"
         if not self._told_lost:
-            self._told_lost = True
+            self._told_lost = self._owes_back = True
             self._fact(LinkLost, reason=reason[:2000])
 
     def _on_attached(self, is_attached: bool) -> None:
@@ -300,16 +305,22 @@ class Node:
             return
         self._was_attached = True
         self._link_state, self._link_detail = "up", ""
+        if self._peer.peer_boot_id == self._conversation:
+            self._back(same_boot=True)
+        self._conversation = self._peer.peer_boot_id
 
     def _on_agent(self, agent: str) -> None:
-        """Each contact begins with the agent's word who it is."""
+        """Each conversation begins with the agent's word who it is."""
         same = agent == self.record.agent
-        if self._told_lost or (self.record.attach.resume and not self._agent_seen.is_set()):
-            self._fact(LinkBack, same_boot=same)
-        self._told_lost = False
-        self._agent_seen.set()
         if not same:
             self._change(agent=agent)
+        self._back(same_boot=same)
+
+    def _back(self, *, same_boot: bool) -> None:
+        """The node answers. The broker hears of it after an outage, and after this process was started anew."""
+        if self._owes_back:
+            self._fact(LinkBack, same_boot=same_boot)
+        self._owes_back = self._told_lost = False
 
     def _on_step(self, step: SetupStep) -> None:
         self._steps[step.name] = step
@@ -329,7 +340,7 @@ class Node:
                 await self.talk.run()
             except* WireError as group:
                 reason = f"the node broke the protocol: {group.exceptions[0]}"
-                self._tasks[0].cancel()
+                self._tasks["link"].cancel()
                 if self._link is not None:
                     self._link.abort()
                 self._refuse(reason, blame_machine=True)
@@ -338,6 +349,12 @@ class Node:
             if self._link_state == "refused":
                 return
             await asyncio.sleep(1)
+
+    async def _tell_when_idle(self) -> None:
+        while True:
+            await asyncio.sleep(self._idle_tell_s)
+            if self._peer.attached:
+                self.talk.progress.tell_idle()
 
     # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -350,8 +367,3 @@ class Node:
 
     def _fact(self, kind: type[AnyFact], **fields: Any) -> None:
         self._tell(kind(lease_id=self.lease_id, at_ms=self._clock.now_ms(), **fields))
-
-    def follow(self, run: Run) -> None:
-        """A new run for this node."""
-        if run.state.request.lease_id == self.lease_id:
-            self.talk.new_run()

@@ -87,7 +87,11 @@ class Cluster:
         if node is not None:
             node.attach_again(attach)
             return node.view()
-        record = NodeRecord(attach=attach, host_key=attach.host_key or attach.address.host_key, is_ready=attach.resume)
+        record = NodeRecord(
+            attach=attach,
+            host_key=attach.host_key or attach.address.host_key,
+            ready_ms=self.clock.now_ms() if attach.resume else None,
+        )
         node = self._nodes[attach.lease_id] = self._node(record)
         self._save_nodes()
         node.start()
@@ -158,6 +162,7 @@ class Cluster:
             clock=self.clock,
             tell=self.facts.put,
             save=self._save_nodes,
+            idle_tell_s=self.start.idle_tell_s,
         )
 
     def _read_nodes(self) -> list[NodeRecord]:

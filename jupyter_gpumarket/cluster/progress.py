@@ -10,7 +10,7 @@ from collections.abc import Callable
 from jupyter_gpumarket.api import AnyFact, NodeIdle, OutputRef, RunEnded, RunStarted
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.records import ExpectedOutput
-from jupyter_gpumarket.cluster.runs import Run
+from jupyter_gpumarket.cluster.runs import Run, RunStore
 from jupyter_gpumarket.models import ENDED_RUNS, RunStatus
 from jupyter_gpumarket.wire.messages import MAX_NAME_CHARS, RunStateReport
 
@@ -21,18 +21,18 @@ MAX_TRACEBACK_LINES = 200
 class RunProgress:
     """Applies what is known of the runs of one node."""
 
-    def __init__(self, lease_id: str, clock: Clock, tell: Callable[[AnyFact], None]) -> None:
+    def __init__(self, lease_id: str, runs: RunStore, clock: Clock, tell: Callable[[AnyFact], None]) -> None:
         self._lease_id = lease_id
+        self._runs = runs
         self._clock = clock
         self._tell = tell
-        self._running: set[str] = set()
         self._clock_offset_ms: int | None = None
-        self.idle_since_ms: int | None = None
+        self.ready_ms: int | None = None
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Runs that the node works on now."""
-        return tuple(sorted(self._running))
+        """Runs that the node works on now, as far as is known."""
+        return tuple(run.run_id for run in self._open() if run.state.started_ms is not None)
 
     def compare_clocks(self, node_ms: int) -> None:
         """A time that the node has just read from its clock: ours is ahead by no more than this."""
@@ -69,7 +69,7 @@ class RunProgress:
             is_settled=True,
         )
         run.log.close()
-        self._left(run)
+        self.tell_idle()
 
     def lose(self, run: Run, reason: str) -> None:
         """The node is gone, and what of the run is not here is lost with it."""
@@ -85,19 +85,25 @@ class RunProgress:
         """All messages and outputs are here: doors may see the end."""
         run.change(status=RunStatus(run.state.node_status), outputs=outputs, is_settled=True)
 
-    def became_idle(self) -> None:
-        """The node has nothing to do from now on, unless it does."""
-        if self._running:
+    def tell_idle(self) -> None:
+        """Tell the broker since when the node has had nothing to do; nothing while it has, or may have."""
+        if self.ready_ms is None or self._open():
             return
-        self.idle_since_ms = self._clock.now_ms()
-        self._tell(NodeIdle(lease_id=self._lease_id, at_ms=self.idle_since_ms, idle_since_ms=self.idle_since_ms))
+        ends = [run.state.ended_ms or 0 for run in self._runs.of_node(self._lease_id)]
+        since_ms = max(self.ready_ms, *ends, 0)
+        self._tell(NodeIdle(lease_id=self._lease_id, at_ms=self._clock.now_ms(), idle_since_ms=since_ms))
+
+    def _open(self) -> list[Run]:
+        return [
+            run
+            for run in self._runs.of_node(self._lease_id)
+            if not run.state.has_ended and not run.state.has_ended_on_node
+        ]
 
     def _started(self, run: Run, report: RunStateReport) -> None:
         started_ms = self._ours(report.started_ms, run.state.created_ms)
         self._tell(RunStarted(lease_id=self._lease_id, at_ms=started_ms, run_id=run.run_id))
         run.change(started_ms=started_ms, status=RunStatus.RUNNING, node_status=report.status)
-        self._running.add(run.run_id)
-        self.idle_since_ms = None
 
     def _ended(self, run: Run, report: RunStateReport) -> None:
         started_ms = run.state.started_ms
@@ -126,13 +132,7 @@ class RunProgress:
             traceback=tuple(line[:MAX_TEXT] for line in report.traceback[:MAX_TRACEBACK_LINES]),
             expected=self._expected(run, report),
         )
-        self._left(run)
-
-    def _left(self, run: Run) -> None:
-        was_running = run.run_id in self._running
-        self._running.discard(run.run_id)
-        if was_running or self.idle_since_ms is None:
-            self.became_idle()
+        self.tell_idle()
 
     def _ours(self, node_ms: int | None, earliest_ms: int) -> int:
         """A time of the node's clock as one of ours, never before what it must follow nor in the future."""

@@ -7,10 +7,14 @@ from jupyter_gpumarket.models import ENDED_RUNS, Record, RunStatus
 
 
 class Start(Record, frozen=True, kw_only=True):
-    """start.json: who the process is. It stops itself after `idle_stop_s` seconds without a node."""
+    """start.json: who the process is. It stops itself after `idle_stop_s` seconds without a node.
+
+    `idle_tell_s`: how often the broker is told that a node has nothing to do.
+    """
 
     cluster_id: str
     idle_stop_s: float = 60.0
+    idle_tell_s: float = 60.0
 
 
 class BrokerAddress(Record, frozen=True, kw_only=True):
@@ -34,12 +38,15 @@ class Installed(Record, frozen=True, kw_only=True):
 
 
 class NodeRecord(Record, frozen=True, kw_only=True):
-    """An attached node, as it is written to nodes.json. `agent` is the identity of the agent we last heard of."""
+    """An attached node, as it is written to nodes.json. `agent` is the identity of the agent we last heard of.
+
+    `ready_ms`: when it became ready; None before.
+    """
 
     attach: Attach
     host_key: str | None = None
     installed: Installed | None = None
-    is_ready: bool = False
+    ready_ms: int | None = None
     agent: str = ""
 
 

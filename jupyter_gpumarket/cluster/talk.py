@@ -57,7 +57,7 @@ class Talk:
         self._blobs = blobs
         self._on_agent = on_agent
         self._deadline = deadline
-        self.progress = RunProgress(lease_id, clock, tell)
+        self.progress = RunProgress(lease_id, runs, clock, tell)
         self.agent = ""
         self.sessions: set[str] = set()
         self.use: NodeUse | None = None
