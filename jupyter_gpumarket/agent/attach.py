@@ -1,0 +1,62 @@
+"""Bridges standard input and output to the agent's socket: what the link runs in its SSH session channel.
+
+It knows nothing of the protocol and ends when either side ends. Standard library only, so that it starts quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+CHUNK_BYTES = 256 * 1024
+CONNECT_PATIENCE_S = 10.0
+
+
+def attach(folder: Path) -> int:
+    """Bridge until one side ends; the exit code."""
+    connection = connect(folder)
+    if connection is None:
+        sys.stderr.write(f"no agent answers in {folder}: start it with 'serve'\n")
+        return 3
+    upward = threading.Thread(target=copy_to_agent, args=(connection,), daemon=True)
+    upward.start()
+    try:
+        while data := connection.recv(CHUNK_BYTES):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(1, view) :]
+    except OSError:
+        pass
+    return 0
+
+
+def connect(folder: Path) -> socket.socket | None:
+    """The agent's socket; waits a little for an agent that is just starting."""
+    # By relative name: a socket's whole path may have only about 100 characters.
+    os.chdir(folder)
+    until = time.monotonic() + CONNECT_PATIENCE_S
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect("agent.sock")
+        except OSError:
+            connection.close()
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.1)
+        else:
+            return connection
+
+
+def copy_to_agent(connection: socket.socket) -> None:
+    """Standard input to the agent; at its end the agent is told, and may still speak."""
+    try:
+        while data := os.read(0, CHUNK_BYTES):
+            connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass

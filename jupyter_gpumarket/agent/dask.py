@@ -1,0 +1,130 @@
+"""Dask scheduler and workers as child processes of the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jupyter_gpumarket.agent.folder import safe_name, write_atomically
+from jupyter_gpumarket.agent.launcher import PR_SET_PDEATHSIG
+from jupyter_gpumarket.errors import BadRequest
+from jupyter_gpumarket.wire.messages import DaskReport, StartDask
+
+MODULES = {"scheduler": "distributed.cli.dask_scheduler", "worker": "distributed.cli.dask_worker"}
+ADDRESS = re.compile(r"(?:Scheduler at|Start worker at):\s*(\S+://\S+)")
+OPTION = re.compile(r"[a-z][a-z0-9-]*")
+END_TIMEOUT_S = 5.0
+POLL_S = 0.1
+
+
+class DaskProcesses:
+    """What `StartDask` started, by name."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], tell: Callable[[DaskReport], None]) -> None:
+        self._folder = folder
+        self._environment = environment
+        self._tell = tell
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, order: StartDask) -> None:
+        """Start a scheduler or worker; its address follows in a report.
+
+        Raises:
+            BadRequest: the role, the name, an option or a file's name is not usable.
+        """
+        name = safe_name(order.name, "name")
+        if order.role not in MODULES:
+            raise BadRequest(f"role must be one of {', '.join(MODULES)}")
+        if name in self._processes:
+            self._tell(DaskReport(name=name, state="failed", reason="a Dask process of this name runs already"))
+            return
+        folder = self._folder / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file, content in order.files.items():
+            write_atomically(folder / safe_name(file, "file"), content)
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                MODULES[order.role],
+                *arguments(order, folder),
+                cwd=folder,
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=end_with_agent,
+            )
+        self._processes[name] = process
+        self._tell(DaskReport(name=name, state="starting"))
+        self._watching[name] = asyncio.create_task(self._watch(name, process, log))
+
+    async def stop(self, name: str) -> None:
+        """End a process and its children."""
+        process = self._processes.get(name)
+        if process is not None:
+            end_group(process.pid, signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+            end_group(process.pid, signal.SIGKILL)
+        watching = self._watching.get(name)
+        if watching is not None:
+            await watching
+
+    async def close(self) -> None:
+        """End all."""
+        await asyncio.gather(*(self.stop(name) for name in list(self._processes)))
+
+    async def _watch(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        ended = asyncio.ensure_future(process.wait())
+        address = ""
+        while not ended.done():
+            if not address and (found := ADDRESS.search(log.read_text(errors="replace"))):
+                address = found[1]
+                self._tell(DaskReport(name=name, state="running", address=address))
+            await asyncio.wait([ended], timeout=POLL_S if not address else None)
+        words = log.read_text(errors="replace")[-1000:].strip()
+        del self._processes[name], self._watching[name]
+        reason = f"it ended with code {process.returncode}\n{words}"
+        self._tell(DaskReport(name=name, state="ended", address=address, reason=reason))
+
+
+def arguments(order: StartDask, folder: Path) -> list[str]:
+    """The command line; an option whose value names a file of the order gets that file's path.
+
+    Raises:
+        BadRequest: an option's name is none.
+    """
+    parts: list[str] = []
+    for option, value in order.options.items():
+        if option == "":
+            parts.insert(0, value)
+            continue
+        if not OPTION.fullmatch(option):
+            raise BadRequest(f"options: {option[:40]!r} is not the name of an option")
+        parts.append(f"--{option}")
+        if value:
+            parts.append(str(folder / value) if value in order.files else value)
+    return parts
+
+
+def end_with_agent() -> None:
+    """In the child: end when the agent ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_group(pid: int, signum: int) -> None:
+    """Send a signal to a child's whole process group, if it is still there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signum)

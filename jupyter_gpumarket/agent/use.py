@@ -1,0 +1,72 @@
+"""What the node does: processor, memory, disk, GPUs. Failing softly, since not every node tells."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jupyter_gpumarket.wire.messages import GpuReport, UseReport
+
+GIB = 1024**3
+
+
+class UseMeter:
+    """Measures; make one and keep it, for processor use is counted between calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._nvml = start_nvml()
+        psutil.cpu_percent()
+
+    def measure(self, at_ms: int) -> UseReport:
+        """What the node does now. May take some ten milliseconds where there are GPUs."""
+        memory = psutil.virtual_memory()
+        return UseReport(
+            at_ms=at_ms,
+            cpu_percent=psutil.cpu_percent(),
+            memory_used_gib=(memory.total - memory.available) / GIB,
+            memory_total_gib=memory.total / GIB,
+            disk_free_gib=psutil.disk_usage(str(self._folder)).free / GIB,
+            gpus=self._gpus(),
+        )
+
+    def _gpus(self) -> tuple[GpuReport, ...]:
+        nvml = self._nvml
+        if nvml is None:
+            return ()
+        reports: list[GpuReport] = []
+        with contextlib.suppress(nvml.NVMLError):
+            for index in range(nvml.nvmlDeviceGetCount()):
+                device = nvml.nvmlDeviceGetHandleByIndex(index)
+                name = nvml.nvmlDeviceGetName(device)
+                memory = nvml.nvmlDeviceGetMemoryInfo(device)
+                use = -1.0
+                # Not told inside MIG slices and some virtual machines.
+                with contextlib.suppress(nvml.NVMLError):
+                    use = float(nvml.nvmlDeviceGetUtilizationRates(device).gpu)
+                reports.append(
+                    GpuReport(
+                        index=index,
+                        name=name.decode() if isinstance(name, bytes) else name,
+                        use_percent=max(use, 0.0),
+                        memory_used_gib=memory.used / GIB,
+                        memory_total_gib=memory.total / GIB,
+                    )
+                )
+        return tuple(reports)
+
+
+def start_nvml() -> Any:
+    """NVIDIA's library, or None where there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pynvml
+        pynvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - a broken driver may raise anything, and then there are no GPU facts
+        return None
+    return pynvml
