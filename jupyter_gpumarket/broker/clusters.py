@@ -22,7 +22,7 @@ import httpx
 import msgspec
 import psutil
 
-from jupyter_gpumarket.api import Attach, ClusterAccess, DeadlineChange, Detach, NodeView, Problem, RunView
+from jupyter_gpumarket.api import Attach, ClusterAccess, DeadlineChange, Detach, NodeView, Problem
 from jupyter_gpumarket.broker.logs import Redactor
 from jupyter_gpumarket.broker.web import TokenBook
 from jupyter_gpumarket.clock import Clock
@@ -81,14 +81,21 @@ class Clusters:
     """All cluster processes of this broker."""
 
     def __init__(
-        self, *, folders: Folders, clock: Clock, tokens: TokenBook, redactor: Redactor, broker_url: str
+        self,
+        *,
+        folders: Folders,
+        clock: Clock,
+        tokens: TokenBook,
+        redactor: Redactor,
+        broker_url: str,
+        call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         self._folders = folders
         self._clock = clock
         self._tokens = tokens
         self._redactor = redactor
         self._broker_url = broker_url
-        self._http = httpx.AsyncClient(trust_env=False, timeout=CALL_TIMEOUT_S, limits=httpx.Limits(max_connections=64))
+        self._http = httpx.AsyncClient(trust_env=False, timeout=call_timeout_s, limits=httpx.Limits(max_connections=64))
         self._starting: dict[str, asyncio.Lock] = {}
         self._self_stops: dict[str, SelfStop | None] = {}
 
@@ -159,28 +166,17 @@ class Clusters:
         if process is None or lease.state in ENDED_STATES:
             return None
         try:
-            reply = await self._call(process, "GET", "/v1/nodes", timeout_s=GLANCE_TIMEOUT_S)
-            views = msgspec.json.decode(reply, type=list[NodeView])
+            path = f"/v1/nodes/{_part(lease.lease_id)}"
+            reply = await self._call(process, "GET", path, timeout_s=GLANCE_TIMEOUT_S)
+            return msgspec.json.decode(reply, type=NodeView)
         except (NodeError, msgspec.DecodeError):
             return None
-        return next((view for view in views if view.lease_id == lease.lease_id), None)
 
     async def interrupt(self, lease: Lease, run_id: str) -> None:
         """Interrupt a cell run."""
         process = await self._living(cluster_of(lease))
         if process is not None:
             await self._call(process, "POST", f"/v1/runs/{_part(run_id)}/interrupt")
-
-    async def run(self, lease: Lease, run_id: str) -> RunView | None:
-        """A cell run as its cluster process knows it; None when the process is gone or does not know it."""
-        process = await self._living(cluster_of(lease))
-        if process is None:
-            return None
-        try:
-            views = msgspec.json.decode(await self._call(process, "GET", "/v1/runs"), type=list[RunView])
-        except (NodeError, msgspec.DecodeError):
-            return None
-        return next((view for view in views if view.run_id == run_id), None)
 
     async def keep_alive(self, leases: list[Lease]) -> None:
         """Start again what has died although it still has nodes, and give it its nodes back."""
@@ -267,7 +263,7 @@ class Clusters:
         return file
 
     async def _call(
-        self, process: ClusterFile, method: str, path: str, body: object = None, *, timeout_s: float = CALL_TIMEOUT_S
+        self, process: ClusterFile, method: str, path: str, body: object = None, *, timeout_s: float | None = None
     ) -> bytes:
         headers = {"Authorization": f"Bearer {process.token}"}
         content = None
@@ -276,7 +272,11 @@ class Clusters:
             headers["Content-Type"] = "application/json"
         try:
             reply = await self._http.request(
-                method, process.url + path, content=content, headers=headers, timeout=timeout_s
+                method,
+                process.url + path,
+                content=content,
+                headers=headers,
+                timeout=httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
             )
         except httpx.HTTPError as error:
             raise Unreachable(

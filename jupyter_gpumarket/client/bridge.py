@@ -83,6 +83,7 @@ class ClusterClient(_Bridged):
 
     run = _bridged(AsyncClusterClient.run)
     runs = _bridged(AsyncClusterClient.runs)
+    run_view = _bridged(AsyncClusterClient.run_view)
     messages = _bridged(AsyncClusterClient.messages)
     interrupt = _bridged(AsyncClusterClient.interrupt)
     put_blob = _bridged(AsyncClusterClient.put_blob)

@@ -31,6 +31,11 @@ class AsyncClusterClient:
         views: list[RunView] = await self._call("GET", "/v1/runs", list[RunView])
         return views
 
+    async def run_view(self, run_id: str) -> RunView:
+        """One cell run."""
+        view: RunView = await self._call("GET", f"/v1/runs/{_part(run_id)}", RunView)
+        return view
+
     async def messages(self, run_id: str, after: int = 0, wait_s: float = 0) -> MessageBatch:
         """Output messages after number `after`; waits up to `wait_s` when there is nothing yet."""
         query = {"after": after, "wait_s": wait_s}

@@ -22,6 +22,8 @@ from jupyter_gpumarket.config import Folders, write_private
 from jupyter_gpumarket.errors import BrokerUnavailable, ConfigError, GpuMarketError, JournalTooNew
 from tests.broker.running import broker_of, brokers_of, end_processes, ended, folders_in, request, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
