@@ -9,6 +9,18 @@ from __future__ import annotations
 from jupyter_gpumarket.nodes.command import CommandResult
 from jupyter_gpumarket.nodes.link import NodeLink, Reader, Writer, backoff_s
 from jupyter_gpumarket.nodes.plan import Installed, SetupPlan
+from jupyter_gpumarket.nodes.probe import ProbeResult, probe
 from jupyter_gpumarket.nodes.setup import prepare
 
-__all__ = ["CommandResult", "Installed", "NodeLink", "Reader", "SetupPlan", "Writer", "backoff_s", "prepare"]
+__all__ = [
+    "CommandResult",
+    "Installed",
+    "NodeLink",
+    "ProbeResult",
+    "Reader",
+    "SetupPlan",
+    "Writer",
+    "backoff_s",
+    "prepare",
+    "probe",
+]
