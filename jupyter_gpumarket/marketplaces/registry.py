@@ -1,38 +1,72 @@
-"""Which marketplaces there are, and which of them this user has set up."""
+"""Which marketplaces there are, as one list of data; and the ones this user can use, built from settings and keys."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from jupyter_gpumarket.config import Folders, Settings
+import msgspec
+
+from jupyter_gpumarket.config import Folders, Secret, Settings, credential
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.marketplaces.base import Marketplace
-
-Adapter = Callable[[Settings, Folders], Marketplace]
-
-# One line for each marketplace; the adapter raises ConfigError (MissingCredentials) where it is not set up.
-ADAPTERS: Mapping[str, Adapter] = {}
+from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 
 
-def build(settings: Settings, folders: Folders) -> dict[str, Marketplace]:
-    """The marketplaces that are set up, by name."""
-    return _made(settings, folders)[0]
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One marketplace: what `[marketplaces.<name>]` takes, whether it needs a key, and how it is made of both."""
+
+    name: str
+    options: type[msgspec.Struct]
+    needs_key: bool
+    factory: Callable[[Any, Secret], Marketplace]
 
 
-def skipped(settings: Settings, folders: Folders) -> dict[str, str]:
-    """The marketplaces that settings name and that cannot be used, each with its reason."""
-    return _made(settings, folders)[1]
+MARKETPLACES: tuple[Entry, ...] = (
+    Entry(name="pool", options=PoolOptions, needs_key=True, factory=PoolMarketplace),
+)  # fmt: skip
 
 
-def _made(settings: Settings, folders: Folders) -> tuple[dict[str, Marketplace], dict[str, str]]:
+def build(settings: Settings, folders: Folders, environment: Mapping[str, str] | None = None) -> dict[str, Marketplace]:
+    """The marketplaces that can be used, by name. One that cannot does not keep the others from working."""
+    return _made(settings, folders, environment)[0]
+
+
+def skipped(settings: Settings, folders: Folders, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The marketplaces that cannot be used, and settings that name none, each with its reason and the way out."""
+    return _made(settings, folders, environment)[1]
+
+
+def _made(
+    settings: Settings, folders: Folders, environment: Mapping[str, str] | None
+) -> tuple[dict[str, Marketplace], dict[str, str]]:
     made: dict[str, Marketplace] = {}
-    reasons: dict[str, str] = {}
-    for name in settings.marketplaces:
-        if name not in ADAPTERS:
-            reasons[name] = f"there is no marketplace called {name}; known: {', '.join(sorted(ADAPTERS)) or 'none'}"
-            continue
+    reasons = {name: unknown(name) for name in settings.marketplaces if name not in NAMES}
+    for entry in MARKETPLACES:
         try:
-            made[name] = ADAPTERS[name](settings, folders)
+            made[entry.name] = _made_one(entry, settings, folders, environment)
         except ConfigError as error:
-            reasons[name] = str(error)
+            reasons[entry.name] = str(error)
     return made, reasons
+
+
+def _made_one(entry: Entry, settings: Settings, folders: Folders, environment: Mapping[str, str] | None) -> Marketplace:
+    given = settings.marketplaces.get(entry.name)
+    try:
+        options = msgspec.convert(given or {}, entry.options)
+    except msgspec.ValidationError as error:
+        state = "is not set up" if given is None else "does not fit"
+        raise ConfigError(f"[marketplaces.{entry.name}] in the settings {state}: {error}") from None
+    key = credential(entry.name, folders, environment) if entry.needs_key else Secret("")
+    return entry.factory(options, key)
+
+
+NAMES = tuple(entry.name for entry in MARKETPLACES)
+
+
+def unknown(name: str) -> str:
+    """Why a name in the settings is of no use."""
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(NAMES)}"
+    return f"[marketplaces.{name}] in the settings names no marketplace; {hint}"
