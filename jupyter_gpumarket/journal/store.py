@@ -334,6 +334,9 @@ class Journal:
                 if failures.is_doubtful(told, error):
                     self._failed = str(told)
                 raise told from None
+            except (UnicodeDecodeError, msgspec.DecodeError) as error:
+                # Damaged text makes even SQLite's own error messages unreadable.
+                raise failures.corrupt(self.where, str(error)) from None
 
 
 def _take_away(connection: sa.Connection, row: Row) -> None:
