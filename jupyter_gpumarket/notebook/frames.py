@@ -94,9 +94,7 @@ def cost_summary(frame: pl.DataFrame) -> Table:
 
 
 def _with_times(frame: pl.DataFrame, *names: str) -> pl.DataFrame:
-    return frame.with_columns(
-        pl.from_epoch(pl.col(name), time_unit="ms").dt.replace_time_zone("UTC").alias(name) for name in names
-    )
+    return frame.with_columns(pl.col(name).cast(pl.Datetime("ms", "UTC")) for name in names)
 
 
 def _with_usd(frame: pl.DataFrame, source: str, name: str) -> pl.DataFrame:

@@ -69,7 +69,7 @@ class CellRunner:
     def finish(self, runs: list[Followed], line: CostLine | None = None) -> None:
         """Follow runs to their end, show what they cost, bring their results, and raise how they ended."""
         line = line or self._line(runs[0].run_id)
-        Follower(self._stage, line, self._notebook.clock).follow(runs)
+        Follower(self._stage, line, self._notebook.clock, self._notebook.pause).follow(runs)
         line.final("\n".join(self._cost_text(run) for run in runs))
         errors = [error for run in runs if (error := self._outcome(run)) is not None]
         if errors:
