@@ -36,5 +36,11 @@ def end_all(root: Path) -> None:
 
 
 def remove_tree(root: Path) -> None:
-    """Remove the folder with all that is in it."""
-    shutil.rmtree(root, ignore_errors=True)
+    """Remove what is in the folder, but for the watchdog's part: it goes on to the deadline if the release fails."""
+    for path in root.iterdir():
+        if path.name.startswith("watchdog") or path.name == "stopped":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
