@@ -85,6 +85,14 @@ def full(where: str) -> JournalFull:
     )
 
 
+def nearly_full(where: str) -> JournalFull:
+    """The room that is left is needed for ending leases."""
+    return JournalFull(
+        f"the disk under the journal {where} is nearly full, and the room that is left is kept for ending leases: "
+        f"nothing new is started. Make room on that disk; then it goes on by itself"
+    )
+
+
 def corrupt(where: str, what: str) -> JournalCorrupt:
     """The content does not add up."""
     return JournalCorrupt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ def replay(connection: sa.Connection, where: str) -> list[tuple[Row, str]]:
                 table, kind, columns = schema.PROJECTIONS[stored.table]
                 row = msgspec.json.decode(stored.row, type=kind)
                 values = columns(row)
-                key = (stored.table, *(values[column.name] for column in table.primary_key))
+                key = (stored.table, *_key(table, values))
                 rows.pop(key, None)
                 if not stored.gone:
                     rows[key] = (row, bytes(stored.row).decode())
@@ -40,40 +41,36 @@ def replay(connection: sa.Connection, where: str) -> list[tuple[Row, str]]:
     return list(rows.values())
 
 
-def verify(connection: sa.Connection, where: str) -> None:
-    """Compare each projection with the entries replayed.
-
-    Raises:
-        JournalCorrupt: names the first difference.
-    """
-    expected: dict[str, list[dict[str, Any]]] = {name: [] for name in schema.PROJECTIONS}
-    for row, _ in replay(connection, where):
-        name, columns = _PLACE[type(row)]
-        expected[name].append({**columns(row), "data": row})
+def first_difference(connection: sa.Connection, rows: list[tuple[Row, str]]) -> str | None:
+    """The first row of the tables that is not what the entries say, in words; None when all agree."""
+    expected: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {name: {} for name in schema.PROJECTIONS}
+    for row, _ in rows:
+        name, table, columns = _PLACE[type(row)]
+        values = columns(row)
+        expected[name][_key(table, values)] = {**values, "data": row}
     for name, (table, kind, _) in schema.PROJECTIONS.items():
-        keys = [column.name for column in table.primary_key]
-        told = {tuple(row[key] for key in keys): row for row in expected[name]}
-        held = _held(connection, where, table, kind)
-        for key in sorted(set(told) | set(held), key=str):
-            if told.get(key) != held.get(key):
-                raise failures.corrupt(where, f"the row {key} of {name} is not what the entries say; rebuild it")
+        held = _held(connection, table, kind)
+        for key in sorted(set(expected[name]) | set(held), key=str):
+            if expected[name].get(key) != held.get(key):
+                return f"the row {', '.join(map(str, key))} of {name} is not what the entries say"
+    return None
 
 
-_PLACE = {kind: (name, columns) for name, (_, kind, columns) in schema.PROJECTIONS.items()}
+_PLACE = {kind: (name, table, columns) for name, (table, kind, columns) in schema.PROJECTIONS.items()}
 
 
-def _held(
-    connection: sa.Connection, where: str, table: sa.Table, kind: type[Any]
-) -> dict[tuple[Any, ...], dict[str, Any]]:
-    keys = [column.name for column in table.primary_key]
+def _key(table: sa.Table, values: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(values[column.name] for column in table.primary_key)
+
+
+def _held(connection: sa.Connection, table: sa.Table, kind: type[Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
     held = {}
     for found in connection.execute(sa.select(table)).mappings():
-        row = dict(found)
-        try:
+        row = {str(name): value for name, value in found.items()}
+        # What cannot be read is certainly not what the entries say; the text itself then stands for the record.
+        with contextlib.suppress(msgspec.DecodeError):
             row["data"] = msgspec.json.decode(row["data"], type=kind)
-        except msgspec.DecodeError as error:
-            raise failures.corrupt(where, f"a row of {table.name} cannot be read ({error})") from None
-        held[tuple(row[key] for key in keys)] = row
+        held[_key(table, row)] = row
     return held
 
 

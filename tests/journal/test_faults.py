@@ -116,8 +116,10 @@ def test_a_full_disk_still_takes_what_ends_spending(small_disk: Path) -> None:
 
     assert journal.tight
     assert journal.lease("lease-99") == released(99).rows[0]
+    with pytest.raises(JournalFull, match="kept for ending leases"):
+        journal.append([wished(20_000)])
     ballast.unlink()
-    journal.append([released(100)])
+    journal.append([wished(20_000)])
     assert not journal.tight
     journal.verify()
     journal.close()
@@ -290,6 +292,9 @@ TAMPERINGS = {
     "entries WHERE seq = 10; UPDATE journal_head SET seq = 11",
     "the head deleted": "DELETE FROM journal_head",
     "the head moved back": "UPDATE journal_head SET seq = 9",
+}
+
+ROW_TAMPERINGS = {
     "a lease's content changed": "UPDATE leases SET data = json_set(data, '$.price_nusd_hour', 1)",
     "a lease's state column changed": "UPDATE leases SET is_open = 1 WHERE lease_id = 'lease-1'",
     "a lease deleted": "DELETE FROM leases WHERE lease_id = 'lease-1'",
@@ -299,31 +304,47 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("what", TAMPERINGS)
-def test_tampering_is_found(file: Path, url: str, what: str) -> None:
-    """Changed, deleted, swapped or forged by hand: `verify` names it, at the latest."""
+def test_tampering_with_entries_is_refused(file: Path, url: str, what: str) -> None:
+    """Changed, deleted, swapped or forged by hand: the journal is not opened."""
     filled(file, 5)
-    with sqlite3.connect(file) as hand:
-        hand.executescript(TAMPERINGS[what])
-    hand.close()
+    by_hand(file, TAMPERINGS[what])
 
     with pytest.raises(JournalCorrupt):
-        opened_and_verified(url)
+        Journal.open(url, SteppingClock())
 
 
-def test_rows_that_were_tampered_with_can_be_rebuilt(file: Path, url: str) -> None:
-    """The entries are the truth."""
+@pytest.mark.parametrize("what", ROW_TAMPERINGS)
+def test_rows_that_were_tampered_with_are_made_right(
+    file: Path, url: str, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The entries are the truth: on opening, the rows are computed again, and the log says so."""
     filled(file, 5)
-    with sqlite3.connect(file) as hand:
-        hand.execute("UPDATE leases SET data = json_set(data, '$.price_nusd_hour', 1)")
-        hand.execute("DELETE FROM leases WHERE lease_id = 'lease-1'")
-    hand.close()
+    by_hand(file, ROW_TAMPERINGS[what])
+
     journal = Journal.open(url, SteppingClock())
 
-    journal.rebuild()
-
     journal.verify()
-    assert journal.lease("lease-1") == released(1).rows[0]
+    assert journal.leases() == [released(n).rows[0] for n in range(5)]
+    assert "not what the entries say" in caplog.text
     journal.close()
+
+
+@pytest.mark.parametrize("what", ROW_TAMPERINGS)
+def test_rows_that_change_under_an_open_journal_are_found(file: Path, url: str, what: str) -> None:
+    """`verify` names the row."""
+    filled(file, 5)
+    journal = Journal.open(url, SteppingClock())
+    by_hand(file, ROW_TAMPERINGS[what])
+
+    with pytest.raises(JournalCorrupt, match="of leases is not what the entries say"):
+        journal.verify()
+    journal.close()
+
+
+def by_hand(file: Path, statements: str) -> None:
+    with sqlite3.connect(file) as hand:
+        hand.executescript(statements)
+    hand.close()
 
 
 @pytest.mark.slow
