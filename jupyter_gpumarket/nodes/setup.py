@@ -7,23 +7,28 @@ a half-finished one is completed. What the node answers only ever chooses among 
 from __future__ import annotations
 
 import base64
+import hashlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from jupyter_gpumarket.api import SetupStep
-from jupyter_gpumarket.errors import GpuMarketError, VersionMismatch
+from jupyter_gpumarket.errors import CommandFailed, GpuMarketError, VersionMismatch
 from jupyter_gpumarket.nodes import versions
 from jupyter_gpumarket.nodes.bundle import bundle, node_program
 from jupyter_gpumarket.nodes.link import NodeLink
 from jupyter_gpumarket.nodes.orders import AnAnswer, Answer, order
+from jupyter_gpumarket.nodes.packages import NodePlatform, fetch
 from jupyter_gpumarket.nodes.plan import Installed, SetupPlan, node_path
 from jupyter_gpumarket.nodes.versions import Versions
 
 WATCHDOG_TIMEOUT_S = 60
 LOOK_TIMEOUT_S = 120
 AGENT_START_S = 30
+INSTALL_TIMEOUT_S = 600
+# An interpreter that has one of these is the image's own, and the one that cells want.
+GPU_LIBRARIES = ("torch", "jax", "tensorflow", "cupy-cuda12x", "cupy-cuda13x")
 
 OnStep = Callable[[SetupStep], None]
 
@@ -60,6 +65,12 @@ class LookAnswer(Answer, frozen=True, kw_only=True):
     app: str = ""
     agent_running: bool = False
     agent_python: str = ""
+
+
+class InstallAnswer(Answer, frozen=True, kw_only=True):
+    """Where the environment's interpreter is."""
+
+    python: str = ""
 
 
 class AgentAnswer(Answer, frozen=True, kw_only=True):
@@ -119,19 +130,65 @@ class _Setup:
 
     async def _look(self) -> LookAnswer:
         with self._step("python", f"looking for Python {self._wanted.minor}") as step:
-            what = {**self._order("look"), "minor": self._wanted.minor, "names": list(versions.DEMANDS)}
-            there = await self._send(what, LookAnswer, LOOK_TIMEOUT_S)
+            there = await self._looked()
             step.end(detail=f"{len(there.pythons)} found, {there.machine}, {there.free_bytes / 2**30:.1f} GiB free")
             return there
+
+    async def _looked(self) -> LookAnswer:
+        names = [*versions.DEMANDS, *GPU_LIBRARIES]
+        what = {**self._order("look"), "minor": self._wanted.minor, "names": names}
+        return await self._send(what, LookAnswer, LOOK_TIMEOUT_S)
 
     async def _packages(self, there: LookAnswer) -> PythonFacts:
         with self._step("packages", "comparing versions with yours") as step:
             fitting = best(self._wanted, there)
-            if fitting is None:
-                raise VersionMismatch(mismatch(self._wanted, there, self._link.name))
-            node_path(fitting.path)
-            step.end(done=False, detail=f"Python {fitting.version} with fitting packages is there")
-            return fitting
+            if fitting is not None:
+                node_path(fitting.path)
+                step.end(done=False, detail=f"Python {fitting.version} with fitting packages is there")
+                return fitting
+            return await self._bring(there, step)
+
+    async def _bring(self, there: LookAnswer, step: _Step) -> PythonFacts:
+        """Make an environment beside the image's own Python and install what differs, at the user's versions."""
+        base = base_for(self._wanted, there)
+        if base is None and not there.uv:
+            raise VersionMismatch(mismatch(self._wanted, there, self._link.name))
+        tools = {"base": node_path(base.path) if base else "", "uv": there.uv, "limit_s": INSTALL_TIMEOUT_S}
+        step.progress("making an environment" if base else f"uv brings Python {self._wanted.minor}")
+        try:
+            what = {**self._order("venv"), **tools, "minor": self._wanted.minor}
+            made = await self._send(what, InstallAnswer, 2 * INSTALL_TIMEOUT_S)
+        except CommandFailed as error:
+            raise VersionMismatch(f"{mismatch(self._wanted, there, self._link.name)}\n{error}") from None
+        pins = pins_for(self._wanted, base)
+        step.progress(f"installing {len(pins)} packages at your versions")
+        try:
+            what = {**self._order("install"), **tools, "pins": [f"{name}=={pin}" for name, pin in pins.items()]}
+            await self._send(what, InstallAnswer, 2 * INSTALL_TIMEOUT_S + 30)
+        except CommandFailed as error:
+            step.progress(f"the node cannot get them itself, so they go over the link ({str(error)[:200]})")
+            await self._push_packages(there, step)
+        return await self._brought(node_path(made.python), step)
+
+    async def _push_packages(self, there: LookAnswer, step: _Step) -> None:
+        target = NodePlatform(
+            system=there.system, machine=there.machine, libc=there.libc, python_minor=self._wanted.minor
+        )
+        archive = await fetch(self._wanted.packages, target)
+        step.progress(f"sending {len(archive) / 2**20:.0f} MiB of packages")
+        await self._link.put(archive, f"{self._folder}/packages.zip")
+        what = {**self._order("unpack"), "sha256": hashlib.sha256(archive).hexdigest()}
+        await self._send(what, InstallAnswer, INSTALL_TIMEOUT_S)
+
+    async def _brought(self, python: str, step: _Step) -> PythonFacts:
+        """Look again: what was installed has to fit now."""
+        there = await self._looked()
+        ours = LookAnswer(pythons=tuple(facts for facts in there.pythons if facts.path == python))
+        fitting = best(self._wanted, ours)
+        if fitting is None:
+            raise VersionMismatch(mismatch(self._wanted, ours, self._link.name))
+        step.end(detail=f"Python {fitting.version} with your versions in {python}")
+        return fitting
 
     async def _app(self, there: LookAnswer) -> None:
         with self._step("agent files", "our own part of the node") as step:
@@ -203,6 +260,28 @@ def best(wanted: Versions, there: LookAnswer) -> PythonFacts | None:
     return next((f for f in fitting if there.agent_running and f.path == there.agent_python), None) or next(
         iter(fitting), None
     )
+
+
+def base_for(wanted: Versions, there: LookAnswer) -> PythonFacts | None:
+    """The interpreter to build on: of the wanted minor version, with a GPU library if one has it."""
+    usable = [
+        facts
+        for facts in there.pythons
+        if facts.implementation == "cpython"
+        and facts.bits == 64
+        and Versions(python=facts.version, packages={}).minor == wanted.minor
+    ]
+    return next((f for f in usable if any(name in f.packages for name in GPU_LIBRARIES)), None) or next(
+        iter(usable), None
+    )
+
+
+def pins_for(wanted: Versions, base: PythonFacts | None) -> dict[str, str]:
+    """What has to be installed on top of what the base has already."""
+    there = Versions(python=wanted.python, packages=base.packages if base else {})
+    pins = {found.name: found.ours for found in versions.differences(wanted, there)}
+    missing = wanted.packages.keys() - there.packages.keys()
+    return pins | {name: wanted.packages[name] for name in sorted(missing)}
 
 
 def mismatch(wanted: Versions, there: LookAnswer, name: str) -> str:

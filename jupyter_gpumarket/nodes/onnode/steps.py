@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def candidates(order: dict[str, Any], folder: str) -> list[str]:
     # Links such as python3 -> python3.11 are one interpreter, but a venv's link is not the one that it points to.
     by_identity: dict[tuple[str, str], str] = {}
     for path in there:
-        by_identity.setdefault((os.path.dirname(path), os.path.realpath(path)), path)
+        by_identity.setdefault((os.path.realpath(os.path.dirname(path)), os.path.realpath(path)), path)
     return list(by_identity.values())[:12]
 
 
@@ -226,7 +227,8 @@ def inspected(path: str, names: list[str]) -> list[dict[str, Any]]:
             cwd="/",
             check=True,
         )
-        return [{**json.loads(done.stdout), "path": path}]
+        facts = json.loads(done.stdout)
+        return [{**facts, "path": facts.pop("executable") or path}]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
 
@@ -267,4 +269,102 @@ def agent(order: dict[str, Any]) -> dict[str, Any]:
     return {"started": True}
 
 
-STEPS = {"watchdog": watchdog, "look": look, "agent": agent}
+def venv(order: dict[str, Any]) -> dict[str, Any]:
+    """A virtual environment in the lease's folder that still sees what the image brings (torch, CUDA libraries)."""
+    folder = lease_folder(order)
+    target = os.path.join(folder, "venv")
+    if os.path.exists(os.path.join(target, "whole")):
+        return {"python": os.path.join(target, "bin", "python")}
+    shutil.rmtree(target, ignore_errors=True)
+    base, uv = order["base"], order["uv"]
+    # With uv and no base, uv brings a Python of its own (it is told which minor version).
+    by_uv = [uv, "venv", "--quiet", "--system-site-packages", "--python", base or order["minor"], target] if uv else []
+    by_itself = [base, "-m", "venv", "--system-site-packages", "--without-pip", target] if base else []
+    tried(folder, [by_itself, by_uv], order["limit_s"], "no virtual environment could be made")
+    python = os.path.join(target, "bin", "python")
+    if base:
+        see_packages_of(base, python)
+    with open(os.path.join(target, "whole"), "w"):
+        return {"python": python}
+
+
+def see_packages_of(base: str, python: str) -> None:
+    """Let the environment see its base's packages too when that is itself an environment (venv, conda)."""
+    tell = "import json, site, sys; print(json.dumps([p for p in sys.path if p.endswith('-packages')]))"
+    folders = json.loads(output_of([base, "-c", tell]))
+    with open(os.path.join(json.loads(output_of([python, "-c", tell]))[0], "gpumarket_base.pth"), "w") as file:
+        file.write("".join(folder + "\n" for folder in folders))
+
+
+def install(order: dict[str, Any]) -> dict[str, Any]:
+    """Install pinned packages into the environment from whatever index this node is set up for."""
+    folder = lease_folder(order)
+    python = os.path.join(folder, "venv", "bin", "python")
+    pins = order["pins"]
+    base, uv = order["base"], order["uv"]
+    by_uv = [uv, "pip", "install", "--python", python, *pins] if uv else []
+    quick = ["--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "15"]
+    by_pip = [base, "-m", "pip", "--python", python, "install", *quick, *pins] if base else []
+    tried(folder, [by_uv, by_pip], order["limit_s"], "the packages could not be installed from the node's index")
+    return {"python": python}
+
+
+def unpack(order: dict[str, Any]) -> dict[str, Any]:
+    """Unpack the packages that came over the link (our own archive, checked by its hash) into the environment."""
+    folder = lease_folder(order)
+    python = os.path.join(folder, "venv", "bin", "python")
+    archive = os.path.join(folder, "packages.zip")
+    if file_hash(archive) != order["sha256"]:
+        raise Trouble("the archive of packages did not arrive whole")
+    tell = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(output_of([python, "-c", tell]).strip())
+        os.unlink(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise Trouble(f"the packages could not be unpacked: {error}") from None
+    return {"python": python}
+
+
+def tried(folder: str, ways: list[list[str]], limit_s: float, failure: str) -> None:
+    """Run the first command that works; their words go to `setup.log`."""
+    said = ""
+    for argv in ways:
+        if not argv:
+            continue
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=limit_s,
+                env=clean_environment(PIP_ROOT_USER_ACTION="ignore", UV_HTTP_TIMEOUT="15"),
+                cwd=folder,
+                check=False,
+            )
+            words, ended_well = done.stdout.decode("utf-8", "replace"), done.returncode == 0
+        except subprocess.TimeoutExpired:
+            words, ended_well = f"not ended within {limit_s:g} s", False
+        except OSError as error:
+            words, ended_well = str(error), False
+        with open(os.path.join(folder, "setup.log"), "a") as log:
+            log.write("$ " + " ".join(argv) + "\n" + words + "\n")
+        if ended_well:
+            return
+        said = words
+    raise Trouble(failure + ": " + (said[-1500:].strip() or "neither uv nor pip is there"))
+
+
+def output_of(argv: list[str]) -> str:
+    """What a Python prints."""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, env=clean_environment(), check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Trouble(f"{argv[0]} does not run: {error}") from None
+    return done.stdout.decode("utf-8", "replace")
+
+
+STEPS = {"watchdog": watchdog, "look": look, "venv": venv, "install": install, "unpack": unpack, "agent": agent}
