@@ -108,7 +108,7 @@ def _add_report(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--days", type=float, help="only the last so many days")
     parser.add_argument("--reconcile", action="store_true", help="compare with the marketplaces' own bills")
-    parser.add_argument("--output", metavar="FILE", help="write all lines as .csv, .parquet, .html or .focus.csv")
+    parser.add_argument("--output", metavar="FILE", help="write all lines: .csv, .parquet, .html, .json or .focus.csv")
     _add_json(parser)
 
 
