@@ -107,7 +107,7 @@ def states(leases: list[dict[str, object]]) -> set[object]:
 
 
 def test_the_demo_does_what_readme_says(demo: Demo) -> None:
-    """It trains, brings results back, shows each cell's cost, reports, and leaves nothing rented and nothing running."""
+    """It trains, brings results back, shows each cost, reports, and leaves nothing rented and nothing running."""
     code = demo.wait()
     shown = demo.output()
     leases, charges = report(demo.folder)
@@ -125,7 +125,7 @@ def test_the_demo_does_what_readme_says(demo: Demo) -> None:
 
 @pytest.mark.parametrize("victim", ["broker", "cluster", "pool"])
 def test_a_kill_in_the_middle_ends_clean(demo: Demo, victim: str) -> None:
-    """After kill -9 of the broker, the cluster process or the pool's hosts: nothing runs, nothing bills, the ledger adds up."""
+    """After kill -9 of broker, cluster process or hosts: nothing runs, nothing bills, the ledger adds up."""
     poll(lambda: "hello from" in demo.output() or demo.process.poll() is not None, "the first remote output")
     for process in demo.members():
         if f"jupyter_gpumarket.{victim}" in " ".join(process.cmdline()) and "registry" not in process.cmdline():
