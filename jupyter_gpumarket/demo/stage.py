@@ -80,7 +80,7 @@ class Stage:
             self._run(f"host-{name}", "host", *options)
         where = folders()
         write_private(where.settings_file, SETTINGS.format(url=facts["url"]).encode())
-        write_private(where.configuration / "pool.key", facts["token"].encode())
+        write_private(where.configuration / "pool.key", facts["user_token"].encode())
         with connect() as client:
             wait_for(lambda: len(client.offers().offers) >= len(HOSTS) or None, "the pool's hosts", self._alive)
             show_offers(client)
