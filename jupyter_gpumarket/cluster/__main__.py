@@ -22,14 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     # Imported only now: before the environment is clean, nothing more than needed is loaded.
     from jupyter_gpumarket.cluster.serve import serve
-    from jupyter_gpumarket.cluster.ssh import SshReach
+    from jupyter_gpumarket.cluster.ssh import SshLink
     from jupyter_gpumarket.errors import ConfigError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.umask(0o077)
     os.chdir("/")
     try:
-        asyncio.run(serve(folder, SshReach()))
+        asyncio.run(serve(folder, SshLink))
     except ConfigError as error:
         logging.getLogger(__name__).critical("%s", error)
         return 1

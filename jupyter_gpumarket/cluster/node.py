@@ -9,8 +9,8 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -33,20 +33,16 @@ from jupyter_gpumarket.cluster.records import NodeRecord
 from jupyter_gpumarket.cluster.runs import RunStore
 from jupyter_gpumarket.cluster.talk import Talk
 from jupyter_gpumarket.errors import GpuMarketError, HostKeyChanged, NodeError, Unreachable, WireError
+from jupyter_gpumarket.nodes import Installed, backoff_s
 from jupyter_gpumarket.wire import messages as wire
 from jupyter_gpumarket.wire.peer import Peer
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Phase = Literal["linking", "preparing", "probing", "ready", "failed", "detached"]
 LinkState = Literal["connecting", "up", "lost", "closed", "refused"]
-LONGEST_WAIT_S = 15.0
-
-
-def backoff_s(attempt: int, jitter: float) -> float:
-    """How long to wait after so many failed attempts (0 is the first): half to all of a doubling time."""
-    ceiling: float = min(LONGEST_WAIT_S, 0.5 * 2 ** min(attempt, 10))
-    return ceiling * (0.5 + jitter / 2)
 
 
 class _Refused(Exception):
@@ -181,7 +177,7 @@ class Node:
         installed = self.record.installed
         if self._link is not None and self._link.connected and installed is not None:
             try:
-                lines.append(await self._reach.log(self._link, installed))
+                lines.append(await self._link.log(installed))
             except (GpuMarketError, OSError) as error:
                 lines.append(f"the agent's log cannot be read: {error}")
         return "\n".join(lines) + "\n"
@@ -226,7 +222,7 @@ class Node:
     async def _visit(self) -> str:
         """One connection, from the first packet to its end; returns why it ended."""
         attach = self.record.attach
-        self._link = link = self._reach.link(attach, self.record.host_key)
+        self._link = link = self._reach(attach, self.record.host_key)
         try:
             await link.connect()
         except HostKeyChanged as error:
@@ -246,24 +242,24 @@ class Node:
             return "the agent on the node does not answer; setting it up again"
         return str(ended)
 
-    async def _set_up(self, link: Link, attach: Attach) -> Any:
+    async def _set_up(self, link: Link, attach: Attach) -> Installed:
         """Prepare, and probe unless the node was ready before."""
         if self.record.ready_ms is None:
             self._phase = "preparing"
-        installed = await self._or_refuse(link, self._reach.prepare(link, attach, self._on_step))
+        installed = await self._or_refuse(link, link.prepare(attach, self._on_step))
         self._change(installed=installed)
         if self.record.ready_ms is not None:
             return installed
-        self._fact(Prepared, python=installed.python, versions=installed.versions, steps_ms=installed.steps_ms)
+        self._fact(Prepared, python=installed.python_version, versions=installed.versions, steps_ms=installed.steps_ms)
         self._phase = "probing"
-        report, differences = await self._or_refuse(link, self._reach.probe(link, installed, attach))
+        report, differences = await self._or_refuse(link, link.probe(installed, attach))
         self.talk.progress.ready_ms = self._clock.now_ms()
         self._change(ready_ms=self.talk.progress.ready_ms)
         self._phase = "ready"
         self._fact(Probed, report=report, differences=differences)
         return installed
 
-    async def _or_refuse(self, link: Link, work: Any) -> Any:
+    async def _or_refuse(self, link: Link, work: Awaitable[T]) -> T:
         """A failure on a node that still answers is the node's; one on a cut link is tried again."""
         try:
             return await work

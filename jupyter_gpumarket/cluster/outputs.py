@@ -45,13 +45,19 @@ class OutputFetcher:
         if self._done is None or self._done.done() or chunk.name != self._name:
             return
         here = self._part.stat().st_size if self._part.exists() else 0
-        if chunk.offset != here or here + len(chunk.data) > self._size:
+        data = chunk.data[max(0, here - chunk.offset) :]  # after a cut, the end of an earlier answer may come again
+        if chunk.offset > here or here + len(data) > self._size:
             self._done.set_exception(CodecError("the node sent other bytes than it announced"))
             return
         with self._part.open("ab") as file:
-            file.write(chunk.data)
+            file.write(data)
         if chunk.last:
             self._done.set_result(None)
+
+    def refuse(self, reason: str) -> None:
+        """The node will not give the output that is being fetched."""
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(CodecError(f"the node did not give it: {reason[:500]}"))
 
     async def _fetch_one(self, output: ExpectedOutput) -> OutputRef:
         if output.error:

@@ -1,4 +1,4 @@
-"""The seam between the cluster process and the way to a node: links, set-up, probe."""
+"""The seam between the cluster process and the way to a node: one connection, set-up and probe over it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from jupyter_gpumarket.api import Attach, SetupStep
-from jupyter_gpumarket.cluster.records import Installed
+from jupyter_gpumarket.nodes import Installed
 from jupyter_gpumarket.wire.peer import Reader, Writer
 
 
 class Link(Protocol):
-    """One connection to one node."""
+    """One connection to one node. Every call raises `Unreachable` when it is lost."""
 
     @property
     def host_key(self) -> str | None:
@@ -32,28 +32,29 @@ class Link(Protocol):
             Unreachable, HostKeyChanged, NodeError: no connection.
         """
 
-    async def open_stream(self, command: str) -> tuple[Reader, Writer]:
-        """Run a command and speak to it through its standard input and output."""
-
-    def abort(self) -> None:
-        """Drop the connection at once, without waiting for the other side."""
-
-
-class Reach(Protocol):
-    """How nodes are reached, set up and probed."""
-
-    def link(self, attach: Attach, host_key: str | None) -> Link:
-        """A link, not connected yet."""
-
-    async def prepare(self, link: Link, attach: Attach, on_step: Callable[[SetupStep], None]) -> Installed:
+    async def prepare(self, attach: Attach, on_step: Callable[[SetupStep], None]) -> Installed:
         """Set the node up, idempotently, and start the agent.
 
         Raises:
             NodeError: it cannot be done on this node.
         """
 
-    async def probe(self, link: Link, installed: Installed, attach: Attach) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """What the node really is, and in which points it differs from the offer."""
+    async def probe(self, installed: Installed, attach: Attach) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """What the node really is, and in which points it differs from the offer.
 
-    async def log(self, link: Link, installed: Installed) -> str:
+        Raises:
+            NodeError: it cannot be found out.
+        """
+
+    async def open_stream(self, command: str) -> tuple[Reader, Writer]:
+        """Run a command and speak to it through its standard input and output."""
+
+    async def log(self, installed: Installed) -> str:
         """The last lines of the agent's log."""
+
+    def abort(self) -> None:
+        """Drop the connection at once, without waiting for the other side."""
+
+
+# A link to the node of this order, not connected yet; the text is the host key to insist on, or None.
+Reach = Callable[[Attach, str | None], Link]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jupyter_gpumarket.api import Attach, OutputRef, RunRequest
 from jupyter_gpumarket.models import ENDED_RUNS, Record, RunStatus
+from jupyter_gpumarket.nodes import Installed
 
 
 class Start(Record, frozen=True, kw_only=True):
@@ -25,16 +26,6 @@ class BrokerAddress(Record, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"BrokerAddress(url={self.url!r}, token=…)"
-
-
-class Installed(Record, frozen=True, kw_only=True):
-    """What set-up left on a node: how the agent is reached there."""
-
-    python: str
-    folder: str
-    attach_command: str
-    versions: dict[str, str] = {}
-    steps_ms: dict[str, int] = {}
 
 
 class NodeRecord(Record, frozen=True, kw_only=True):

@@ -1,31 +1,59 @@
-"""The real way to nodes: SSH links, set-up and probe from `nodes`."""
+"""The real way to nodes: an SSH link, with set-up and probe from `nodes`."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jupyter_gpumarket.api import Attach, SetupStep
-from jupyter_gpumarket.cluster.reach import Link
-from jupyter_gpumarket.cluster.records import Installed
-from jupyter_gpumarket.errors import Unreachable
+from jupyter_gpumarket.nodes import Installed, NodeLink, Reader, SetupPlan, Writer, prepare, probe
+
+LOG_BYTES = 64 * 1024
 
 
-class SshReach:
-    """Reaches nodes over SSH."""
+class SshLink:
+    """One SSH connection to one node."""
 
-    def link(self, attach: Attach, host_key: str | None) -> Link:
-        """A link, not connected yet."""
-        raise Unreachable(f"{attach.name} ({host_key}): links are not built in yet")
+    def __init__(self, attach: Attach, host_key: str | None) -> None:
+        self._link = NodeLink(attach.address, key_path=Path(attach.key_path), host_key=host_key)
 
-    async def prepare(self, link: Link, attach: Attach, on_step: Callable[[SetupStep], None]) -> Installed:
-        """Set the node up."""
-        raise NotImplementedError
+    @property
+    def host_key(self) -> str | None:
+        return self._link.host_key
 
-    async def probe(self, link: Link, installed: Installed, attach: Attach) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Probe the node."""
-        raise NotImplementedError
+    @property
+    def first_sight(self) -> bool:
+        return self._link.first_sight
 
-    async def log(self, link: Link, installed: Installed) -> str:
-        """The last lines of the agent's log."""
-        raise NotImplementedError
+    @property
+    def connected(self) -> bool:
+        return self._link.connected
+
+    async def connect(self) -> None:
+        await self._link.connect()
+
+    async def prepare(self, attach: Attach, on_step: Callable[[SetupStep], None]) -> Installed:
+        plan = SetupPlan(
+            lease_id=attach.lease_id,
+            deadline_ms=attach.deadline_ms,
+            grace_s=attach.grace_s,
+            self_stop=attach.self_stop,
+        )
+        return await prepare(self._link, plan, on_step)
+
+    async def probe(self, installed: Installed, attach: Attach) -> tuple[dict[str, Any], tuple[str, ...]]:
+        found = await probe(self._link, installed, attach.offer)
+        return found.report, found.differences
+
+    async def open_stream(self, command: str) -> tuple[Reader, Writer]:
+        return await self._link.open_stream(command)
+
+    async def log(self, installed: Installed) -> str:
+        path = shlex.quote(f"{installed.folder}/agent.log")
+        done = await self._link.run(f"tail -c {LOG_BYTES} {path}", timeout_s=10, check=False)
+        return done.stdout.decode("utf-8", "replace")
+
+    def abort(self) -> None:
+        self._link.abort()

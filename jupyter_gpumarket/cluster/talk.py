@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 SHOWN_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"})
 SAVE_EVERY_S = 0.5
 DISK_RETRY_S = 2.0
-BLOB_TIMEOUT_S = 600.0
 
 
 class Talk:
@@ -150,17 +149,37 @@ class Talk:
         await self._peer.send(wire.Tail(run_id=run.run_id, after=run.log.agent_upto))
 
     async def _send_blob(self, sha256: str) -> None:
+        """Bring an input over, unless the agent has it.
+
+        Raises:
+            BadRequest: the node cannot keep it.
+            OSError, TimeoutError: it is gone here, or the agent was restarted.
+        """
         if sha256 in self._stored:
             return
+        path = self._blobs.path(sha256)
+        size = path.stat().st_size
+        if size > wire.MAX_CHUNK_BYTES and await self._has_blob(sha256, size):
+            return
         stored = self._storing[sha256] = asyncio.get_running_loop().create_future()
-        with self._blobs.path(sha256).open("rb") as file:
+        with path.open("rb") as file:
             offset, is_last = 0, False
             while not is_last and not stored.done():
                 data = file.read(wire.MAX_CHUNK_BYTES)
-                is_last = len(data) < wire.MAX_CHUNK_BYTES
+                is_last = offset + len(data) >= size
                 await self._peer.send(wire.PutBlob(sha256=sha256, offset=offset, data=data, last=is_last))
                 offset += len(data)
-        await asyncio.wait_for(stored, BLOB_TIMEOUT_S)
+        await stored
+
+    async def _has_blob(self, sha256: str, size: int) -> bool:
+        """Ask by an empty last piece: whoever has the blob says so, whoever has not refuses the piece."""
+        asked = self._storing[sha256] = asyncio.get_running_loop().create_future()
+        await self._peer.send(wire.PutBlob(sha256=sha256, offset=size, data=b"", last=True))
+        try:
+            await asked
+        except BadRequest:
+            return False
+        return True
 
     async def _save(self) -> None:
         """Tell the node what is safe here, in the rhythm of the disk rather than of the messages."""
@@ -204,7 +223,6 @@ class Talk:
         self._epoch += 1
         self._sent.clear()
         self._stored.clear()
-        self.sessions.clear()
         for waiting in self._storing.values():
             if not waiting.done():
                 waiting.set_exception(TimeoutError("the agent was restarted"))
@@ -216,10 +234,14 @@ class Talk:
         self._fetchers.clear()
 
     def _on_ready(self, report: wire.AgentReady) -> None:
+        agent = f"{report.pid}-{report.started_ms}"
+        is_known = self._is_synced and agent == self.agent
+        self.agent = agent
+        self.sessions = {name[: wire.MAX_NAME_CHARS] for name in report.sessions}
+        self._on_agent(agent)
+        if is_known:
+            return  # only the stream is new: the conversation goes on where it was
         self._forget_contact()
-        self.agent = f"{report.pid}-{report.started_ms}"
-        self.sessions.update(report.sessions)
-        self._on_agent(self.agent)
         self.order(self._deadline())
         self.order(wire.ListRuns())
 
@@ -260,14 +282,20 @@ class Talk:
         if report.n != run.log.agent_upto + 1:
             self.order(wire.Tail(run_id=run.run_id, after=run.log.agent_upto))
             return
-        content, metadata = _json(report.content), _json(report.metadata)
-        if report.msg_type in SHOWN_TYPES and content is not None:
-            run.log.append(report.n, report.at_ms, report.msg_type, content, metadata or {})
-        else:
-            run.log.skip(report.n)
+        self._keep(run, report)
         self._unsaved.add(run.run_id)
         run.tell()
         self._settle_if_complete(run)
+
+    def _keep(self, run: Run, report: wire.RunOutput) -> None:
+        content, metadata = _json(report.content), _json(report.metadata)
+        if content is not None and report.msg_type in SHOWN_TYPES:
+            run.log.append(report.n, report.at_ms, report.msg_type, content, metadata or {})
+        elif content is not None and report.msg_type == "truncated":
+            notice = {"name": "stderr", "text": f"[on the node: {str(content.get('text', ''))[:500]}]\n"}
+            run.log.append(report.n, report.at_ms, "stream", notice, {})
+        else:
+            run.log.skip(report.n)
 
     def _on_chunk(self, report: wire.OutputChunk) -> None:
         fetcher = self._fetchers.get(report.run_id)
@@ -304,9 +332,14 @@ class Talk:
 
     def _on_trouble(self, report: wire.Trouble) -> None:
         logger.warning("node %s: %.200s: %.500s", self._lease_id, report.about, report.reason)
-        run = self._own(report.about)
-        if run is not None and not run.state.has_ended and not run.state.node_status:
+        order, _, run_id = report.about.partition(" ")
+        run = self._own(run_id)
+        if run is None or run.state.has_ended:
+            return
+        if order == "Execute" and not run.state.node_status:
             self.progress.end_here(run, RunStatus.ERROR, f"the node refused the cell: {report.reason[:2000]}")
+        elif order == "GetOutput" and run_id in self._fetchers:
+            self._fetchers[run_id].refuse(report.reason)
 
     def _own(self, run_id: str) -> Run | None:
         run = self._runs.find(run_id)

@@ -15,9 +15,9 @@ from typing import Any
 
 from jupyter_gpumarket.api import Attach, SetupStep
 from jupyter_gpumarket.cluster.environment import replace_unless_scrubbed
-from jupyter_gpumarket.cluster.records import Installed
 from jupyter_gpumarket.cluster.serve import serve
 from jupyter_gpumarket.errors import CommandFailed, HostKeyChanged, Unreachable
+from jupyter_gpumarket.nodes import Installed
 
 SEEN: list[str] = []
 
@@ -58,24 +58,24 @@ class FakeLink:
     def abort(self) -> None:
         self.connected = False
 
-
-class FakeReach:
-    def link(self, attach: Attach, host_key: str | None) -> FakeLink:
-        return FakeLink(attach, host_key)
-
-    async def prepare(self, link: FakeLink, attach: Attach, on_step: Callable[[SetupStep], None]) -> Installed:
+    async def prepare(self, attach: Attach, on_step: Callable[[SetupStep], None]) -> Installed:
         on_step(SetupStep(name="python", state="done", took_ms=3))
-        fault = link.path.with_suffix(".prepare")
+        fault = self.path.with_suffix(".prepare")
         if fault.exists():
             raise CommandFailed(fault.read_text(), exit_code=1)
-        return Installed(python="/usr/bin/python3", folder=str(link.path.parent), attach_command="attach")
+        return Installed(
+            python="/usr/bin/python3",
+            python_version="3.11.9",
+            folder=str(self.path.parent),
+            versions={},
+            steps_ms={"python": 3},
+            attach_command="attach",
+        )
 
-    async def probe(
-        self, link: FakeLink, installed: Installed, attach: Attach
-    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+    async def probe(self, installed: Installed, attach: Attach) -> tuple[dict[str, Any], tuple[str, ...]]:
         return {"gpus": []}, ()
 
-    async def log(self, link: FakeLink, installed: Installed) -> str:
+    async def log(self, installed: Installed) -> str:
         return "the agent's log"
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     replace_unless_scrubbed("tests.cluster.process_on_fakes", ["--folder", str(folder)])
     sys.addaudithook(watch_unpickling)
     logging.basicConfig(level=logging.INFO)
-    asyncio.run(serve(folder, FakeReach()))
+    asyncio.run(serve(folder, FakeLink))
 
 
 if __name__ == "__main__":
