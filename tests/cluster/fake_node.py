@@ -62,6 +62,7 @@ class FakeNode:
         self.path = folder / f"node-{os.urandom(3).hex()}.sock"
         self.runs: dict[str, FakeRun] = {}
         self.blobs: dict[str, bytearray] = {}
+        self._growing: dict[str, bytearray] = {}
         self.executed: list[str] = []
         self.orders: list[Any] = []
         self.bytes_sent_of_outputs = 0
@@ -199,11 +200,20 @@ class FakeNode:
                 self.runs.pop(order.run_id, None)
 
     async def _put(self, order: wire.PutBlob) -> None:
-        blob = self.blobs.setdefault(order.sha256, bytearray())
-        assert order.offset == len(blob)
+        known = self.blobs.get(order.sha256)
+        if known is not None:
+            if order.last:
+                await self.peer.send(wire.BlobStored(sha256=order.sha256))
+            return
+        blob = self._growing.setdefault(order.sha256, bytearray())
+        if order.offset != len(blob):
+            await self.peer.send(wire.BlobStored(sha256=order.sha256, error="send it anew from 0"))
+            return
         blob += order.data
         if order.last:
             good = hashlib.sha256(blob).hexdigest() == order.sha256
+            if good:
+                self.blobs[order.sha256] = self._growing.pop(order.sha256)
             await self.peer.send(wire.BlobStored(sha256=order.sha256, error="" if good else "the hash differs"))
 
     async def _give(self, order: wire.GetOutput) -> None:

@@ -62,14 +62,19 @@ async def test_inputs_reach_the_node_once_by_content(cluster: ClusterUnderTest, 
     put = await cluster.call("PUT", f"/v1/blobs/{sha256}", content=data)
     assert put.status_code == 200, put.text
     ref = InputRef(name="x", codec="npy", sha256=sha256, size=len(data))
-    for run_id in ("run-1", "run-2"):
+    for run_id in ("run-1", "run-2", "run-3"):
         await cluster.submit(run_id, inputs=(ref,))
         await until(lambda: run_id in node.runs)  # noqa: B023
         await node.finish(run_id)
         await cluster.follow(run_id)
+        if run_id == "run-2":
+            cluster.kill()
+            await cluster.start()
 
     assert bytes(node.blobs[sha256]) == data
-    assert [type(order).__name__ for order in node.orders].count("PutBlob") == 3
+    sent = [len(order.data) for order in node.orders if type(order).__name__ == "PutBlob"]
+    assert sum(sent) == len(data)
+    assert sent.count(0) == 2, "each process asks once whether the node has it"
 
 
 async def test_bytes_that_do_not_match_their_address_are_refused(cluster: ClusterUnderTest) -> None:
