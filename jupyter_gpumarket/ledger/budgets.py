@@ -42,13 +42,18 @@ def verdict(spent_nusd: int, limit_nusd: int) -> Verdict:
 
 def covers(budget: Budget, owner: Owner, run_id: str = "") -> bool:
     """Whether what is done for this owner (and as this run) counts against a budget."""
-    told = {
-        Scope.CELL: run_id,
-        Scope.NOTEBOOK: owner.notebook,
-        Scope.USER: owner.user,
-        Scope.PROJECT: owner.project,
-    }[budget.scope]
-    return bool(told) and told == budget.key
+    return (budget.scope, budget.key) in scopes(owner, run_id)
+
+
+def scopes(owner: Owner, run_id: str = "") -> list[tuple[Scope, str]]:
+    """The scopes that something done for this owner counts in; a scope without a name is none."""
+    named = (
+        (Scope.CELL, run_id),
+        (Scope.NOTEBOOK, owner.notebook),
+        (Scope.USER, owner.user),
+        (Scope.PROJECT, owner.project),
+    )
+    return [(scope, key) for scope, key in named if key]
 
 
 def views(
@@ -61,25 +66,22 @@ def views(
         now_ms: lines of the time after it (paid for in advance) count as well; they are owed.
     """
     del now_ms
+    by_scope = {(budget.scope, budget.key): budget for budget in budgets}
+    spent: dict[tuple[Scope, str], int] = defaultdict(int)
+    reserved: dict[tuple[Scope, str], int] = defaultdict(int)
     charged: dict[str, int] = defaultdict(int)
-    for charge in charges:
+    for charge in charges if by_scope else ():
         charged[charge.lease_id] += charge.amount_nusd
+        for scope in scopes(charge.owner, charge.run_id):
+            if scope in by_scope:
+                spent[scope] += _since(charge, by_scope[scope].since_ms)
+    for lease in open_leases if by_scope else ():
+        for scope in scopes(lease.request.owner):
+            reserved[scope] += max(0, worst_case_nusd(lease) - charged[lease.lease_id])
     return [
-        BudgetView(
-            budget=budget,
-            spent_nusd=sum(_since(charge, budget.since_ms) for charge in charges if _counts(budget, charge)),
-            reserved_nusd=sum(
-                max(0, worst_case_nusd(lease) - charged[lease.lease_id])
-                for lease in open_leases
-                if covers(budget, lease.request.owner)
-            ),
-        )
-        for budget in budgets
+        BudgetView(budget=budget, spent_nusd=spent[scope], reserved_nusd=reserved[scope])
+        for scope, budget in by_scope.items()
     ]
-
-
-def _counts(budget: Budget, charge: Charge) -> bool:
-    return covers(budget, charge.owner, charge.run_id)
 
 
 def _since(charge: Charge, since_ms: int) -> int:

@@ -17,7 +17,8 @@ cell that starts within a paid-for hour uses what was idle until then.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from jupyter_gpumarket.api import RunCost
@@ -139,7 +140,11 @@ def lease_charges(lease: Lease, runs: Iterable[CellRun], now_ms: int) -> list[Ch
 
     The amounts of each attempt add up to its bill. Lines are `final` only once the lease has ended.
     """
-    own = sorted((run for run in runs if run.lease_id == lease.lease_id), key=lambda run: run.run_id)
+    known: dict[str, CellRun] = {}
+    for run in runs:
+        if run.lease_id == lease.lease_id:
+            known.setdefault(run.run_id, run)
+    own = sorted(known.values(), key=lambda run: run.run_id)
     lines: list[Charge] = []
     for span in spans(lease, now_ms):
         lines += _failed_lines(lease, span) if span.failed else _lines(lease, span, own, now_ms)
@@ -179,15 +184,26 @@ def _price(span: Span, at_ms: int) -> int:
     return span.rate_nusd_hour * at_ms // MS_PER_HOUR
 
 
-def _pieces(span: Span, runs: Sequence[CellRun], now_ms: int) -> list[tuple[int, int, list[CellRun]]]:
-    """The span cut wherever the set of running cells changes, and where the node became ready."""
+def _pieces(span: Span, runs: Sequence[CellRun], now_ms: int) -> Iterator[tuple[int, int, list[CellRun]]]:
+    """The span cut wherever the set of running cells changes, and where the node became ready; cells in order of id."""
     clipped = [(run, *_clipped(span, run, now_ms)) for run in runs]
-    active = [(run, start, end) for run, start, end in clipped if start < end]
-    cuts = {span.from_ms, span.to_ms} | {at for _, start, end in active for at in (start, end)}
-    if span.ready_ms is not None and not any(start < span.ready_ms < end for _, start, end in active):
-        cuts.add(min(max(span.ready_ms, span.from_ms), span.to_ms))
-    edges = sorted(cuts)
-    return [(a, b, [run for run, start, end in active if start <= a and b <= end]) for a, b in pairwise(edges)]
+    spent = [(run, start, end) for run, start, end in clipped if start < end]
+    starting: dict[int, list[CellRun]] = defaultdict(list)
+    ending: dict[int, list[CellRun]] = defaultdict(list)
+    for run, start, end in spent:
+        starting[start].append(run)
+        ending[end].append(run)
+    edges = {span.from_ms, span.to_ms, *starting, *ending}
+    # A cell that runs while the node becomes ready is not cut there: its share would be rounded twice.
+    if span.ready_ms is not None and not any(start < span.ready_ms < end for _, start, end in spent):
+        edges.add(min(max(span.ready_ms, span.from_ms), span.to_ms))
+    running: dict[str, CellRun] = {}
+    for start, end in pairwise(sorted(edges)):
+        for run in ending[start]:
+            del running[run.run_id]
+        for run in starting[start]:
+            running[run.run_id] = run
+        yield start, end, sorted(running.values(), key=lambda run: run.run_id)
 
 
 def _clipped(span: Span, run: CellRun, now_ms: int) -> tuple[int, int]:

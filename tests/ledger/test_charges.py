@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,3 +232,28 @@ def test_money_of_a_lease_is_that_of_its_lines(lease: Lease, runs: list[CellRun]
     lines = by_kind(lease_charges(lease, runs, now_ms))
 
     assert lease_money(lease, runs, now_ms) == (sum(lines.values()), lines.get("boot", 0), lines.get("idle", 0))
+
+
+def test_a_lease_of_many_cells_is_charged_quickly() -> None:
+    """The books are looked at every second: the work grows with the number of cells, not with its square."""
+
+    def took_s(count: int) -> float:
+        runs = [run(f"run-{n:05}", 60 + n, 60.5 + n) for n in range(count)]
+        best = float("inf")
+        for _ in range(3):
+            began = time.perf_counter()
+            lease_charges(lease(), runs, START_MS + 3 * HOUR_MS)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    # Eight times the cells take eight times as long; a square would take 64 times.
+    assert took_s(4_000) < 24 * took_s(500)
+
+
+def test_a_run_told_twice_pays_once() -> None:
+    """The same run among the facts twice is one run; the first telling counts."""
+    cell = run("a", 70, 100)
+
+    lines = lease_charges(lease(), [cell, cell], START_MS + 110_000)
+
+    assert by_kind(lines) == {"boot": 6_000_000, "cell": 3_000_000, "idle": 2_000_000}
