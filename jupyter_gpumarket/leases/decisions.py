@@ -89,16 +89,23 @@ def ignore(lease: Lease, _event: Any, _at: At) -> Outcome:
     return lease, ()
 
 
-def take_up(lease: Lease, _event: Any, _at: At) -> Outcome:
+def take_up(lease: Lease, _event: Any, at: At) -> Outcome:
     """Go on where the last engine stopped."""
-    return lease, DUTIES[lease.state]
+    return in_time(lease, at), DUTIES[lease.state]
 
 
-def take_up_node(lease: Lease, _event: Any, _at: At) -> Outcome:
+def take_up_node(lease: Lease, _event: Any, at: At) -> Outcome:
     """Go on with a node: its cluster process may be another one by now."""
     resume = lease.state in (S.READY, S.UNREACHABLE)
     duties = tuple(duty for duty in DUTIES[lease.state] if not isinstance(duty, Attach))
-    return lease, (Attach(resume=resume), *duties)
+    return in_time(lease, at), (Attach(resume=resume), *duties)
+
+
+def in_time(lease: Lease, at: At) -> Lease:
+    """A phase whose time ran out while no broker was up gets a moment: what happened meanwhile is still to be told."""
+    if lease.phase_deadline_ms is None:
+        return lease
+    return changed(lease, phase_deadline_ms=max(lease.phase_deadline_ms, at.now_ms + at.policy.take_up_s * 1000))
 
 
 # ── before anything is rented ────────────────────────────────────────────────────────────────────────────────────────

@@ -36,6 +36,7 @@ class Policy(Record, frozen=True, kw_only=True):
         detach_s: how long saying good-bye to a node may delay its release.
         bad_machine_s: how long a machine is remembered as bad.
         least_paid_s: an offer that the budget pays for less than this is not worth taking.
+        take_up_s: what is left at least of a phase when the broker starts again.
         timer_step_s: a deadline's timer looks at the clock at least so often, because laptops sleep.
     """
 
@@ -56,6 +57,7 @@ class Policy(Record, frozen=True, kw_only=True):
     detach_s: float = 5
     bad_machine_s: int = 24 * 3600
     least_paid_s: int = 30
+    take_up_s: int = 60
     timer_step_s: float = 30
 
     def retry_s(self, failures: int, jitter: float) -> float:

@@ -27,6 +27,7 @@ class Sweep:
     def __init__(self, world: World, open_leases: Callable[[], list[Lease]]) -> None:
         self._world = world
         self._open_leases = open_leases
+        self._is_ours = partial(is_ours, world.label_secret)
         self._found: dict[tuple[str, str], Orphan] = {}
         self._releases: dict[tuple[str, str], asyncio.Task[None]] = {}
 
@@ -66,7 +67,7 @@ class Sweep:
 
     def _is_orphan(self, rental: Rental) -> bool:
         """Ours by its MAC, and no open lease has it or may be about to have it."""
-        if rental.status is RentalStatus.GONE or not is_ours(self._world.label_secret, rental.label):
+        if rental.status is RentalStatus.GONE or not self._is_ours(rental.label):
             return False
         return not any(
             lease.label == rental.label and lease.may_bill and lease.rental_id in ("", rental.rental_id)
