@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jupyter_gpumarket.errors import ConfigError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
     os.umask(0o077)
     os.chdir("/")
     try:

@@ -95,6 +95,12 @@ class ClusterUnderTest:
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx.AsyncClient(trust_env=False, timeout=70)
 
+    async def renew_client(self) -> None:
+        """An HTTP client belongs to one event loop."""
+        if not self.http.is_closed:
+            await self.http.aclose()
+        self.http = httpx.AsyncClient(trust_env=False, timeout=70)
+
     async def start(self, **environment: str) -> None:
         (self.folder / "cluster.json").unlink(missing_ok=True)
         log = (self.folder / "cluster.log").open("ab")
