@@ -117,6 +117,9 @@ class NodeLink:
                 )
         except (asyncssh.Error, OSError, TimeoutError, ValueError) as error:
             raise self._why_not(error, guard) from None
+        if guard.talkative:
+            connection.abort()
+            raise self._why_not(ConnectionError(), guard)
         self._connection, self._guard = connection, guard
         if self.host_key is None and guard.presented is not None:
             self.host_key, self.first_sight = key_line(guard.presented), True

@@ -130,13 +130,16 @@ class _Setup:
 
     async def _look(self) -> LookAnswer:
         with self._step("python", f"looking for Python {self._wanted.minor}") as step:
-            there = await self._looked()
+            # Starting every interpreter of an image takes its time; the one we were pointed to is mostly enough.
+            there = await self._looked(wide=False)
+            if best(self._wanted, there) is None:
+                there = await self._looked(wide=True)
             step.end(detail=f"{len(there.pythons)} found, {there.machine}, {there.free_bytes / 2**30:.1f} GiB free")
             return there
 
-    async def _looked(self) -> LookAnswer:
+    async def _looked(self, *, wide: bool) -> LookAnswer:
         names = [*versions.DEMANDS, *GPU_LIBRARIES]
-        what = {**self._order("look"), "minor": self._wanted.minor, "names": names}
+        what = {**self._order("look"), "minor": self._wanted.minor, "names": names, "wide": wide}
         return await self._send(what, LookAnswer, LOOK_TIMEOUT_S)
 
     async def _packages(self, there: LookAnswer) -> PythonFacts:
@@ -182,7 +185,7 @@ class _Setup:
 
     async def _brought(self, python: str, step: _Step) -> PythonFacts:
         """Look again: what was installed has to fit now."""
-        there = await self._looked()
+        there = await self._looked(wide=False)
         ours = LookAnswer(pythons=tuple(facts for facts in there.pythons if facts.path == python))
         fitting = best(self._wanted, ours)
         if fitting is None:

@@ -198,14 +198,14 @@ def find_tool(name: str) -> str:
 
 
 def candidates(order: dict[str, Any], folder: str) -> list[str]:
-    """Interpreters that may have the wanted minor version, best first, each once."""
+    """Interpreters that may have the wanted minor version, best first, each once; all over the node when `wide`."""
     minor = order["minor"]
     home = os.path.expanduser("~")
-    found = [os.environ.get("GPUMARKET_PYTHON", ""), os.path.join(folder, "venv", "bin", "python")]
-    for name in ("python" + minor, "python3", "python"):
+    found = [os.environ.get("GPUMARKET_PYTHON", ""), running_python(folder), os.path.join(folder, "venv/bin/python")]
+    for name in ("python" + minor, "python3", "python") if order["wide"] else ():
         found += [os.path.join(path, name) for path in search_path()]
     for pattern in ("/.local/share/uv/python/cpython-{}*/bin/python3", "/.pyenv/versions/{}*/bin/python3"):
-        found += sorted(glob.glob(home + pattern.format(minor)))
+        found += sorted(glob.glob(home + pattern.format(minor))) if order["wide"] else []
     there = [path for path in found if path and os.access(path, os.X_OK)]
     # Links such as python3 -> python3.11 are one interpreter, but a venv's link is not the one that it points to.
     by_identity: dict[tuple[str, str], str] = {}
