@@ -240,7 +240,15 @@ def _one_column(table: Any) -> None:
 
 def _to_polars(table: Any) -> Any:
     polars = _optional("polars")
-    return table if polars is None else polars.from_arrow(table.replace_schema_metadata(None))
+    if polars is None:
+        return table
+    try:
+        return polars.from_arrow(table.replace_schema_metadata(None))
+    except BaseException as error:
+        # A panic inside polars is no Exception, and says as little as a crash; everything else is somebody else's.
+        if type(error).__module__ == "pyo3_runtime":
+            raise CodecError(f"a table that polars cannot take: {str(error)[:200]}") from None
+        raise
 
 
 def _to_polars_series(table: Any) -> Any:
