@@ -18,6 +18,7 @@ import pytest
 from jupyter_gpumarket.api import JournalLine
 from jupyter_gpumarket.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked
 from jupyter_gpumarket.journal import Journal, NewEntry
+from jupyter_gpumarket.journal.store import CHECKED_AT_OPEN
 from jupyter_gpumarket.models import LeaseState
 
 from .records import SteppingClock, lease, wished
@@ -345,6 +346,23 @@ def by_hand(file: Path, statements: str) -> None:
     with sqlite3.connect(file) as hand:
         hand.executescript(statements)
     hand.close()
+
+
+@pytest.mark.slow
+def test_a_huge_journal_is_checked_at_its_end_when_opened_and_wholly_by_verify(file: Path, url: str) -> None:
+    """Damage among the newest entries is refused at once, older damage is found by `verify`."""
+    journal = Journal.open(url, SteppingClock())
+    journal.append([NewEntry(kind="test.fact", subject="x", body={"n": n}) for n in range(CHECKED_AT_OPEN + 50)])
+    journal.close()
+    by_hand(file, "UPDATE entries SET body = '{}' WHERE seq = 20")
+    journal = Journal.open(url, SteppingClock())
+    with pytest.raises(JournalCorrupt, match="entry 20 was changed"):
+        journal.verify()
+    journal.close()
+
+    by_hand(file, "UPDATE entries SET body = '{}' WHERE seq = 9000")
+    with pytest.raises(JournalCorrupt, match="entry 9000 was changed"):
+        Journal.open(url, SteppingClock())
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from jupyter_gpumarket.errors import JournalCorrupt, JournalTooNew
 from jupyter_gpumarket.journal import Journal, NewEntry, schema
+from jupyter_gpumarket.journal.entries import Stored, chained
 from jupyter_gpumarket.models import LeaseState
 
 from .records import SteppingClock, lease, wished
@@ -100,3 +102,39 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_uses(journal_file:
         context = MigrationContext.configure(connection, opts={"version_table": "journal_revision"})
         assert compare_metadata(context, schema.metadata) == []
     journal.close()
+
+
+def test_rows_of_a_newer_minor_s_tables_do_not_stop_a_replay(journal_file: Path, url: str) -> None:
+    """An entry that changes a row of a table that only a newer version has."""
+    with sqlite3.connect(journal_file) as newer:
+        (last,) = newer.execute("SELECT hash FROM journal_head").fetchone()
+        plain = Stored(
+            seq=2,
+            at_ms=5,
+            kind="dream.dreamt",
+            subject="z",
+            body="{}",
+            rows='[{"table":"novelties","row":{"id":"x"},"mood":"glad"}]',
+            writer="1.7",
+        )
+        entry = msgspec.structs.replace(plain, hash=chained(last, plain))
+        newer.execute("INSERT INTO entries VALUES (?,?,?,?,?,?,?,?)", msgspec.structs.astuple(entry))
+        newer.execute("UPDATE journal_head SET seq = 2, hash = ?", (entry.hash,))
+    newer.close()
+    newer_minor(journal_file)
+
+    journal = Journal.open(url, SteppingClock())
+
+    journal.rebuild()
+    journal.verify()
+    assert [line.kind for line in journal.entries()] == ["lease.wished", "dream.dreamt"]
+    journal.append([wished(2)])
+    journal.close()
+
+
+def test_a_journal_that_does_not_say_its_version_is_refused(journal_file: Path, url: str) -> None:
+    """An empty version table is damage, not an old journal."""
+    change(journal_file, "DELETE FROM journal_version")
+
+    with pytest.raises(JournalCorrupt, match="does not say its version"):
+        Journal.open(url, SteppingClock())

@@ -185,3 +185,23 @@ def test_spent_and_reserved_never_hide_money(now_ms: int, limit: int, count: int
     (view,) = views(limits, charges, own, now_ms)
 
     assert view.spent_nusd + view.reserved_nusd >= count * usd("0.72")
+
+
+def test_a_cell_within_its_budget_goes_on() -> None:
+    """Neither other leases' cells, nor ended ones, nor those without a budget are looked at."""
+    cells = [
+        run("a", 60, None, budget_nusd=usd("1")),
+        run("b", 60, 70, budget_nusd=0),
+        run("c", 60, None),
+        run("d", 60, None, lease_id="other", budget_nusd=0),
+    ]
+
+    assert cuts(budgets=[], ended_charges=[], open_leases=[lease()], runs=cells, now_ms=START_MS + 90_000) == []
+
+
+def test_a_cell_is_allowed_while_its_owner_s_budget_lasts() -> None:
+    """The node's worst case is reserved already, so it is not asked for twice."""
+    charges = lease_charges(lease(), [], START_MS + HOUR_MS)
+    now_ms = START_MS + HOUR_MS
+
+    refuse_run(ANNA, run_id="r", budgets=[budget("0.37")], charges=charges, open_leases=[lease()], now_ms=now_ms)

@@ -83,3 +83,20 @@ def test_a_gap_without_a_reason_is_not_talked_away() -> None:
 
     assert told.gap_nusd == usd("0.36")
     assert "no known reason" in told.explained
+
+
+def test_a_lease_that_was_never_billed_by_us_leaves_the_gap_open() -> None:
+    """The marketplace bills a rental whose start we never saw."""
+    unseen = lease(state=LeaseState.FAILED, billed_from_ms=None, offer=None, rental_id="")
+
+    told = reconcile(unseen, [], [bill("0.36")])
+
+    assert (told.marketplace, told.gap_nusd) == ("", usd("0.36"))
+    assert "no known reason" in told.explained
+
+
+def test_a_gap_within_a_cent_a_line_may_be_rounding() -> None:
+    """A marketplace that bills in whole cents."""
+    unseen = lease(state=LeaseState.FAILED, billed_from_ms=None)
+
+    assert "rounding" in reconcile(unseen, [], [bill("0.004")]).explained
