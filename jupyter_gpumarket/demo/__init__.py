@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
+from types import FrameType
 
 from jupyter_gpumarket.config import ENVIRONMENT_PREFIX
 
@@ -30,6 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     shutil.copyfile(example(), notebook)
     clean = False
     try:
+        # A terminal that is closed, or a supervisor that ends us, must find the machines given back as after Ctrl-C.
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGHUP, _interrupt)
         with Stage(folder) as stage:
             if arguments.lab:
                 from jupyter_gpumarket.demo.lab import open_lab
@@ -45,7 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
             shutil.rmtree(folder, ignore_errors=True)
         else:
             print(f"the demo's files are in {folder}")
+    if code == 0 and not arguments.lab:
+        print("The same notebook in JupyterLab: jupyter gpumarket demo --lab")
     return code if clean else 1
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def example() -> Path:
