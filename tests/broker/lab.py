@@ -32,7 +32,7 @@ def pool(root: Path, hosts: Sequence[str] = ("north",), settings: str = "") -> I
             options = ["--registry", facts["url"], "--token-file", join, "--folder", folder, "--name", name]
             stack.enter_context(_process(root / f"{name}.log", "host", *options, "--price", PRICE))
         write_private(folders.settings_file, f'{settings}\n[marketplaces.pool]\nurl = "{facts["url"]}"\n'.encode())
-        write_private(folders.configuration / "pool.key", facts["token"].encode())
+        write_private(folders.configuration / "pool.key", facts["user_token"].encode())
         yield folders, facts
 
 
