@@ -256,4 +256,8 @@ def socket_folder(folder: Path, name: str) -> Path:
     if len(str(wanted)) <= SOCKET_PATH_CHARS - 4:
         wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
         return wanted
-    return Path(tempfile.mkdtemp(prefix="gm-"))
+    # TMPDIR may lie deep itself (a pool's lease has one of its own), so the short ones are tried as well.
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - mkdtemp makes it 0700
+        if len(place) + len("/gm-12345678") <= SOCKET_PATH_CHARS - 4 and os.access(place, os.W_OK | os.X_OK):
+            return Path(tempfile.mkdtemp(prefix="gm-", dir=place))
+    raise OSError(f"no folder on this node has a path short enough for unix sockets; {wanted} is too long")

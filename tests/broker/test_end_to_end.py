@@ -97,7 +97,7 @@ def test_a_cell_runs_on_a_rented_node_and_its_bill_is_exact(lab: Folders) -> Non
         cluster = door.cluster(view.lease.lease_id)
         run_cell(door, cluster, view, "print(1 + 1)", "run-1")
         run, messages = output(cluster, "run-1")
-        assert (run.status, text_of(messages)) == (RunStatus.OK, "2\n"), (run, messages)
+        assert (run.status, text_of(messages)) == (RunStatus.OK, "2\n"), f"{run} {messages}"
         assert [m.n for m in messages] == list(range(1, len(messages) + 1))
         cost = until("the run's cost is final", lambda: (c := door.run_cost("run-1")).final and c)
         assert cost.run.status is RunStatus.OK
