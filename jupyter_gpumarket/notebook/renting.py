@@ -181,11 +181,20 @@ def _wait_ready(notebook: Notebook, line: CostLine, watch: InterruptWatch, view:
             watch.news()
             return None
         view = waited
-        steps = [step.name for step in view.node.steps if step.state == "running"] if view.node else []
         head = one_line(view.lease.name, 60) or "renting"
-        line.live(f"{head} · {phases_text(view.lease, notebook.clock.now_ms(), steps[-1] if steps else '')}")
+        line.live(f"{head} · {phases_text(view.lease, notebook.clock.now_ms(), _step(view))}")
     line.live(f"{one_line(view.lease.name, 60)} · {phases_text(view.lease, notebook.clock.now_ms())}")
     return view
+
+
+def _step(view: LeaseView) -> str:
+    """What the node does within its phase: the set-up step that runs, or why the link is not up yet."""
+    if view.node is None:
+        return ""
+    if view.lease.state is LeaseState.LINKING and view.node.link != "up":
+        return view.node.link_detail
+    running = [step.name for step in view.node.steps if step.state == "running"]
+    return running[-1] if running else ""
 
 
 def _cancel(notebook: Notebook, stage: Stage, request_id: str) -> BaseException:

@@ -210,7 +210,11 @@ def coalesce(shown: Iterable[Shown]) -> list[Shown]:
             frame[place] = msgspec.structs.replace(earlier, data=one.data, metadata=one.metadata)
         else:
             if isinstance(one, Display) and one.display_id:
-                places[one.display_id] = len(frame)
+                # A display may be one of several with this id, earlier ones on the page already: only an update
+                # reaches them all, so an update may stand in for the one before it, and never for a display.
+                places.pop(one.display_id, None)
+                if one.update:
+                    places[one.display_id] = len(frame)
             frame.append(one)
     return [
         msgspec.structs.replace(one, text=collapse_overwritten(one.text)) if isinstance(one, Stream) else one

@@ -22,7 +22,7 @@ MAX_DRAWN = 1_000_000
 MAX_FILTERS = 100
 
 _DOCTYPE = re.compile(r"<!DOCTYPE\s+svg\b[^\[\]<>]*>", re.IGNORECASE)
-_PROLOGUE = re.compile(r"^\s*<\?xml[^<>]*\?>")
+_PROLOGUE = re.compile(r"^\s*<\?xml\s[^<>]*\?>")
 _REFERENCE = re.compile(r"""url\(\s*['"]?\s*(?P<url>[^'")]*)""", re.IGNORECASE)
 _FORBIDDEN = words(
     """
