@@ -15,7 +15,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jupyter_gpumarket.config import private_folder
 from jupyter_gpumarket.errors import ConfigError, JournalError, JournalLocked
 from jupyter_gpumarket.journal import failures
 from jupyter_gpumarket.journal.guard import Guard
@@ -31,14 +30,15 @@ class SqliteBackend:
 
     def __init__(self, url: sa.URL) -> None:
         name = url.database
-        self.file = Path(name).absolute() if name and name != ":memory:" else None
+        self.file = Path(name).expanduser().resolve() if name and name != ":memory:" else None
         self.where = str(self.file or "in memory")
         self.writes = False
         self._lock: int | None = None
         self.guard: Guard | None = None
         if self.file is not None:
-            private_folder(self.file.parent)
+            self._make_place(self.file)
             self._take_lock(self.file)
+            self._make_private(self.file)
             self.guard = Guard(self.file)
         self.engine = sa.create_engine(
             url.set(database=str(self.file)) if self.file else url,
@@ -47,6 +47,25 @@ class SqliteBackend:
         )
         sa.event.listen(self.engine, "connect", self._set_up)
         sa.event.listen(self.engine, "begin", self._begin)
+
+    @staticmethod
+    def _make_place(file: Path) -> None:
+        """A folder that is there already is the user's own: its rights are left alone."""
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise JournalError(f"the folder of the journal {file} cannot be made: {error.strerror}") from None
+
+    @staticmethod
+    def _make_private(file: Path) -> None:
+        """Only this user may read it, whatever the folder allows; SQLite gives its other files the same rights."""
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            if file.stat().st_uid == os.getuid():
+                file.chmod(0o600)
+        except OSError:
+            # Opening it says better what is wrong.
+            return
 
     def _take_lock(self, file: Path) -> None:
         path = file.with_name(file.name + ".lock")

@@ -206,6 +206,29 @@ def test_the_holder_of_the_lock_is_named(url: str, python: list[str]) -> None:
     Journal.open(url, SteppingClock()).close()
 
 
+def test_a_journal_is_private_and_its_folder_is_left_alone(tmp_path: Path) -> None:
+    """Its files are this user's only; a folder that others use keeps its rights."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o755)
+    journal = Journal.open(f"sqlite:///{folder}/journal.sqlite", SteppingClock())
+    journal.append([wished(1)])
+
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in folder.iterdir()} == dict.fromkeys(
+        (f"journal.sqlite{end}" for end in ("", "-wal", "-shm", ".lock", ".anchor", ".reserve")), "0o600"
+    )
+    journal.close()
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    """Under a file, for example."""
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(JournalError, match="cannot be made"):
+        Journal.open(f"sqlite:///{tmp_path}/file/state/journal.sqlite", SteppingClock())
+
+
 # ── damage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
