@@ -8,6 +8,7 @@ the node's disk, in bounded memory.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from typing import Any
 
 import zmq
@@ -33,7 +34,8 @@ class PatientStream(OutStream):
         """Write in parts of bounded size, waiting after each until it is on its way."""
         if len(string) > UNFLUSHED_CHARS:
             for start in range(0, len(string), UNFLUSHED_CHARS):
-                self.write(string[start : start + UNFLUSHED_CHARS])
+                # Not `self.write`: IPython puts a wrapper there while a cell runs.
+                PatientStream.write(self, string[start : start + UNFLUSHED_CHARS])
             return len(string)
         written: int | None = super().write(string)
         self.unflushed += len(string)
@@ -43,10 +45,23 @@ class PatientStream(OutStream):
         return written
 
 
+class Forgetful(defaultdict[int, list[Any]]):
+    """Takes what is filed under any number, and keeps nothing."""
+
+    def __missing__(self, key: int) -> list[Any]:
+        return []
+
+
 class NodeKernel(IPythonKernel):
     """An IPython kernel that also takes inputs and gives outputs, outside of the user's namespace."""
 
     msg_types = [*IPythonKernel.msg_types, "gpumarket_inputs", "gpumarket_outputs"]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # IPython 9 files all that cells print and show, for ever; here the agent's log has it.
+        if hasattr(self.shell.history_manager, "outputs"):
+            self.shell.history_manager.outputs = Forgetful(list)
 
     async def gpumarket_inputs(self, stream: Any, ident: Any, parent: Any) -> None:
         """Set the variables that the message names."""

@@ -32,6 +32,7 @@ class UserSide:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
+        self.session = "main"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "agent.json").write_text(json.dumps({"lease_id": "lease", "obey_s": 1.0, **settings}))
         self.peer = Peer(boot_id=uuid.uuid4().hex, receives=Report)
@@ -93,7 +94,7 @@ class UserSide:
 
     async def start_run(self, code: str, **options: Any) -> str:
         run_id = options.pop("run_id", uuid.uuid4().hex)
-        await self.peer.send(Execute(run_id=run_id, session=options.pop("session", "main"), code=code, **options))
+        await self.peer.send(Execute(run_id=run_id, session=options.pop("session", self.session), code=code, **options))
         await self.peer.send(Tail(run_id=run_id, after=0))
         return run_id
 

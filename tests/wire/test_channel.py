@@ -281,13 +281,13 @@ def test_a_hello_long_under_way_does_not_end_the_newer_stream() -> None:
     """The dialling end's order of streams counts, not the order in which their hellos arrive."""
     heard: list[Event] = []
     dialling, answering = Channel("d"), Channel("a", answers=True)
-    slow = dialling.attach(), answering.attach()
-    slow_hello = slow[0].bytes_to_send(1000)
+    slow_hello = dialling.attach().bytes_to_send(1000)
     quick = join(dialling, answering, heard)
+    slow = answering.attach()
 
-    slow[1].feed(slow_hello, heard.append)
+    slow.feed(slow_hello, heard.append)
 
-    assert slow[1].is_superseded
+    assert slow.is_superseded
     assert not quick[1].is_superseded
 
 
