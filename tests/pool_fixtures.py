@@ -150,7 +150,8 @@ class RunningPool:
 
     def api(self, method: str, path: str, body: Any = None, token: str | None = None) -> httpx.Response:
         """A raw call to the registry."""
-        headers = {"Authorization": f"Bearer {self.user_token if token is None else token}"}
+        token = self.user_token if token is None else token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         verify = self._tls()
         with httpx.Client(base_url=self.url, trust_env=False, verify=verify, timeout=10) as client:
             content = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
@@ -205,15 +206,22 @@ class RunningPool:
 @pytest.fixture
 def start_pool() -> Iterator[Callable[..., RunningPool]]:
     """Start pools: `start_pool(hosts=2, registry=("--lost-after", "2"))`."""
+    with pools() as start:
+        yield start
+
+
+@contextlib.contextmanager
+def pools() -> Iterator[Callable[..., RunningPool]]:
+    """The same for fixtures of a wider scope."""
     # Short, because sockets of leases live below it and their paths are limited to about 100 characters.
     top = Path(tempfile.mkdtemp(prefix="gp", dir="/tmp"))
-    pools: list[RunningPool] = []
+    running: list[RunningPool] = []
 
     def start(hosts: int = 1, registry: tuple[str, ...] = (), host: tuple[str, ...] = ()) -> RunningPool:
-        folder = top / str(len(pools))
+        folder = top / str(len(running))
         folder.mkdir()
         pool = RunningPool(folder)
-        pools.append(pool)
+        running.append(pool)
         pool.start_registry(*registry)
         for _ in range(hosts):
             pool.add_host(*host)
@@ -222,7 +230,7 @@ def start_pool() -> Iterator[Callable[..., RunningPool]]:
     try:
         yield start
     finally:
-        for pool in pools:
+        for pool in running:
             pool.stop()
         shutil.rmtree(top, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from jupyter_gpumarket.models import Record
 Text = Annotated[str, Meta(max_length=200)]
 LongText = Annotated[str, Meta(max_length=2000)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
+Address = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:][A-Za-z0-9._:-]{0,254}$")]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 Count = Annotated[int, Meta(ge=0, le=100_000)]
 Amount = Annotated[int, Meta(ge=0, le=10**15)]
@@ -57,7 +58,7 @@ class Joining(Request, frozen=True, kw_only=True):
 
     host_id: Name
     name: Text
-    host: Name
+    host: Address
     port: Port
     ssh_host_key: PublicKey
     offers: Annotated[tuple[HostOffer, ...], Meta(max_length=64)]
@@ -102,8 +103,12 @@ class ServeOrder(Record, frozen=True, kw_only=True):
 
 
 class Orders(Record, frozen=True, kw_only=True):
-    """All that the host has to serve, and what it has to end and confirm; what is in neither is ended too."""
+    """All that the host has to serve, and what it has to end and confirm; what is in neither is ended too.
 
+    `version` counts up within one life of the registry, which is what `boot_id` names.
+    """
+
+    boot_id: Name
     version: int
     serve: tuple[ServeOrder, ...] = ()
     end: tuple[Name, ...] = ()
@@ -155,7 +160,7 @@ class RentRequest(Request, frozen=True, kw_only=True):
 class SshAddress(Record, frozen=True, kw_only=True):
     """Where a rental answers, and with which host key."""
 
-    host: Name
+    host: Address
     port: Port
     user: Name
     host_key: PublicKey

@@ -7,10 +7,17 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from jupyter_gpumarket.api.pool import Quota
+from jupyter_gpumarket.config import folders
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.money import usd
+
+if TYPE_CHECKING:
+    from jupyter_gpumarket.pool.registry import RegistryFile
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_registry(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--folder", type=Path, required=True, help="where its state lies (made 0700)")
+    command.add_argument("--folder", type=Path, help="where its state lies (made 0700)")
     command.add_argument("--listen", default="127.0.0.1:0", help="address:port; port 0 for any (kept over restarts)")
     command.add_argument("--advertise", default="", help="the name or address by which others reach it")
     command.add_argument("--require-tls", action="store_true", help="TLS also on loopback")
@@ -52,11 +59,13 @@ def add_registry(command: argparse.ArgumentParser) -> None:
 
 
 def add_host(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--registry", required=True, metavar="URL", help="as the registry printed it")
-    command.add_argument("--token-file", type=Path, required=True, help="file with the registry's join token (0600)")
+    command.add_argument(
+        "--registry", default="", metavar="URL", help="as it printed it; default: yours on this machine"
+    )
+    command.add_argument("--token-file", type=Path, help="file with the registry's join token (0600)")
     command.add_argument("--fingerprint", default="", help="of the registry's certificate, as it printed it")
     command.add_argument("--ca-file", type=Path, help="the registry's certificate, instead of its fingerprint")
-    command.add_argument("--folder", type=Path, required=True, help="where leases and this host's key lie (made 0700)")
+    command.add_argument("--folder", type=Path, help="where leases and this host's key lie (made 0700)")
     command.add_argument("--price", default="0.00", metavar="DOLLARS", help="an hour of one GPU (or of the machine)")
     command.add_argument("--name", default="", help="how this machine is called in listings")
     command.add_argument("--region", default="", help="where it stands, such as eu-lab")
@@ -69,7 +78,7 @@ def add_host(command: argparse.ArgumentParser) -> None:
 
 
 def add_user(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--folder", type=Path, required=True, help="the registry's folder")
+    command.add_argument("--folder", type=Path, help="the registry's folder")
     command.add_argument("name")
     command.add_argument("--rentals", type=int, help="at most so many at once")
     command.add_argument("--max-rate", metavar="DOLLARS", help="at most so much an hour, all rentals together")
@@ -80,7 +89,7 @@ def run_registry_command(arguments: argparse.Namespace) -> None:
     from jupyter_gpumarket.pool.registry import RegistryOptions, run_registry
 
     options = RegistryOptions(
-        folder=arguments.folder.absolute(),
+        folder=registry_folder(arguments.folder),
         listen=arguments.listen,
         advertise=arguments.advertise,
         require_tls=arguments.require_tls,
@@ -94,17 +103,24 @@ def run_registry_command(arguments: argparse.Namespace) -> None:
 def run_host_command(arguments: argparse.Namespace) -> None:
     from jupyter_gpumarket.pool.host import HostOptions, run_host
 
+    url, token_file, ca_file = arguments.registry, arguments.token_file, arguments.ca_file
+    if not url:
+        here = local_registry()
+        url, ca_file = here.url, Path(here.ca_file) if here.ca_file else None
+        token_file = token_file or registry_folder(None) / "join.token"
+    if token_file is None:
+        raise ConfigError("name the file with the registry's join token: --token-file join.token")
     options = HostOptions(
-        registry=arguments.registry.rstrip("/"),
-        token_file=arguments.token_file,
-        folder=arguments.folder.absolute(),
+        registry=url.rstrip("/"),
+        token_file=token_file,
+        folder=(arguments.folder or folders().state / "host").absolute(),
         price_nusd_hour=usd(arguments.price),
         name=arguments.name,
         region=arguments.region,
         country=arguments.country,
         listen=arguments.listen,
         advertise=arguments.advertise,
-        ca_file=arguments.ca_file,
+        ca_file=ca_file,
         fingerprint=arguments.fingerprint,
         split=arguments.split,
         gpus=gpu_numbers(arguments.gpus),
@@ -116,8 +132,30 @@ def run_user_command(arguments: argparse.Namespace) -> None:
     from jupyter_gpumarket.pool.registry import add_user as make_user
 
     rate = None if arguments.max_rate is None else usd(arguments.max_rate)
-    token = make_user(arguments.folder, arguments.name, Quota(max_rentals=arguments.rentals, max_nusd_hour=rate))
+    token = make_user(
+        registry_folder(arguments.folder), arguments.name, Quota(max_rentals=arguments.rentals, max_nusd_hour=rate)
+    )
     sys.stdout.write(f"{token or 'changed what ' + arguments.name + ' may have'}\n")
+
+
+def registry_folder(given: Path | None) -> Path:
+    """Where this user's registry keeps its state, unless told otherwise."""
+    return (given or folders().state / "registry").absolute()
+
+
+def local_registry() -> RegistryFile:
+    """The registry that this user runs on this machine.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from jupyter_gpumarket.pool.registry import RegistryFile
+
+    file = registry_folder(None) / "registry.json"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=RegistryFile)
+    except (OSError, msgspec.DecodeError):
+        raise ConfigError("no registry of yours on this machine; name one with --registry URL") from None
 
 
 def gpu_numbers(text: str) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.pool import guard, host_facts, host_ssh
-from jupyter_gpumarket.pool.host_leases import HOST_MARK, HostLease, kill_marked, remove_folder
+from jupyter_gpumarket.pool.host_leases import HOST_MARK, HostLease, adopt_orphans, kill_marked, remove_folder
 from jupyter_gpumarket.pool.registry import held
 from jupyter_gpumarket.pool.registry_client import RegistryClient, RegistrySays
 
@@ -62,6 +62,10 @@ class Identity(Record, frozen=True, kw_only=True):
     host_token: str = ""
 
 
+class Forgotten(Exception):
+    """The registry does not know this host's token any more."""
+
+
 class Host:
     """One machine's leases."""
 
@@ -72,6 +76,7 @@ class Host:
         self._leases: dict[str, HostLease] = {}
         self._boot_id = secrets.token_hex(8)
         self._sequence = 0
+        self._registry_boot = ""
         self._version = -1
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,9 +98,9 @@ class Host:
 
     def obey(self, orders: Orders, told: HostReport) -> None:
         """Do what the registry wants; what it does not mention any more is over. `told` is the report it answers."""
-        if orders.version < self._version:
+        if orders.boot_id == self._registry_boot and orders.version < self._version:
             return
-        self._version = orders.version
+        self._registry_boot, self._version = orders.boot_id, orders.version
         wanted = {order.rental_id: order for order in orders.serve}
         for order in orders.serve:
             self._serve(order)
@@ -178,6 +183,7 @@ async def run_host(options: HostOptions) -> None:
     guard.only_for_owner(options.folder)
     with held(options.folder / "lock"):
         identity = known_identity(options.folder)
+        adopt_orphans()
         sweep(options.folder, identity.host_id)
         machine = await asyncio.to_thread(host_facts.look, options.folder)
         offers = host_facts.offers_of(
@@ -204,7 +210,7 @@ async def run_host(options: HostOptions) -> None:
         )
         stop = stop_on_signal()
         async with RegistryClient(options.registry, await pinned(options)) as registry:
-            serving = asyncio.create_task(serve(host, registry, joining, options, identity))
+            serving = asyncio.create_task(serve(host, registry, joining, options))
             await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 serving.result()
@@ -213,13 +219,17 @@ async def run_host(options: HostOptions) -> None:
             await leave(host, registry, acceptor)
 
 
-async def serve(
-    host: Host, registry: RegistryClient, joining: Joining, options: HostOptions, identity: Identity
-) -> None:
-    """Join, then report and obey until cancelled."""
-    heartbeat_s = await join(registry, joining, options, identity)
+async def serve(host: Host, registry: RegistryClient, joining: Joining, options: HostOptions) -> None:
+    """Join, then report and obey until cancelled; join again when the registry has forgotten this host."""
     announce(joining)
-    await asyncio.gather(watch(host, registry, heartbeat_s), tell_news(host, registry))
+    while True:
+        heartbeat_s = await join(registry, joining, options, known_identity(options.folder))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(watch(host, registry, heartbeat_s))
+                tasks.create_task(tell_news(host, registry))
+        except* Forgotten:
+            log.warning("the registry does not know this host any more; joining anew")
 
 
 async def join(registry: RegistryClient, joining: Joining, options: HostOptions, identity: Identity) -> float:
@@ -284,7 +294,7 @@ async def exchange(host: Host, registry: RegistryClient, *, wait_s: float) -> bo
         return False
     except RegistrySays as said:
         if said.status in (401, 404):
-            raise ConfigError(f"the registry does not know this host any more: {said.message}; start it anew") from None
+            raise Forgotten from None
         log.warning("the registry answered %s: %s", said.status, said.message)
         return False
     host.obey(orders, told)

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from jupyter_gpumarket.api.pool import LeaseReport, ServeOrder
+from jupyter_gpumarket.pool.supervisor import PR_SET_CHILD_SUBREAPER, load_prctl
 
 log = logging.getLogger(__name__)
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -31,6 +32,10 @@ SUPERVISOR_END_S = 25.0
 REMOVE_PATIENCE_S = 10.0
 SEND_PATIENCE_S = 1.0
 KILL_ROUND_S = 0.05
+# Children of this process that are meant to be there.
+SUPERVISORS: set[int] = set()
+# Held while a supervisor is born, so that it is not taken for a stray.
+BIRTHS = asyncio.Lock()
 
 
 class Started:
@@ -69,7 +74,7 @@ class HostLease:
         self._next = 1
         self._listening: asyncio.Task[None] | None = None
         self._all_ended = asyncio.Event()
-        self._end_lock = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     def report(self) -> LeaseReport:
         return LeaseReport(
@@ -99,30 +104,36 @@ class HostLease:
 
     async def start(self) -> None:
         """Make the folder and the supervisor. Failing is a state, not an exception."""
-        try:
-            self.folder.mkdir(mode=0o700, parents=True)
-            (self.folder / "tmp").mkdir(mode=0o700)
-            ours, theirs = socket.socketpair()
-            with theirs:
+        async with self._lock:
+            try:
+                self.folder.mkdir(mode=0o700, parents=True)
+                (self.folder / "tmp").mkdir(mode=0o700)
+                self._control = await self._start_supervisor()
+            except OSError as error:
+                self._become("failed", f"the lease could not be started: {error}")
+                return
+            self._listening = asyncio.create_task(self._listen(self._control))
+            self.set_order(self.order)
+            self._become("serving")
+
+    async def _start_supervisor(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(0.0)
+        with theirs:
+            async with BIRTHS:
                 self._supervisor = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-I",
                     str(SUPERVISOR),
                     str(theirs.fileno()),
                     pass_fds=(theirs.fileno(),),
-                    env={**self.environment, "LC_ALL": "C.UTF-8"},
+                    env=self.environment,
                     cwd=self.folder,
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
                 )
-        except OSError as error:
-            self._become("failed", f"the lease could not be started: {error}")
-            return
-        ours.settimeout(0.0)
-        self._control = ours
-        self._listening = asyncio.create_task(self._listen(ours))
-        self.set_order(self.order)
-        self._become("serving")
+                SUPERVISORS.add(self._supervisor.pid)
+        return ours
 
     def set_order(self, order: ServeOrder) -> None:
         """Keep to this deadline. The supervisor's own timer holds even when the host hangs."""
@@ -173,7 +184,7 @@ class HostLease:
 
     async def end(self, why: str) -> None:
         """End all its processes and remove its folder; returns when both are verified. May be called again."""
-        async with self._end_lock:
+        async with self._lock:
             if self.state == "gone":
                 return
             self._become("ending", why)
@@ -186,8 +197,10 @@ class HostLease:
     async def _end_processes(self) -> None:
         with contextlib.suppress(OSError):
             self.tell({"op": "end", "grace_s": POLITE_S})
-        if self._supervisor is not None:
-            with contextlib.suppress(TimeoutError):
+        if self._supervisor is not None and self._supervisor.returncode is None:
+            with contextlib.suppress(TimeoutError, ProcessLookupError):
+                # Somebody may have stopped it.
+                self._supervisor.send_signal(signal.SIGCONT)
                 await asyncio.wait_for(self._supervisor.wait(), SUPERVISOR_END_S)
         # The second belt: the supervisor may itself have been killed or stopped by what it watched.
         await asyncio.to_thread(kill_all_marked, MARK, self.order.rental_id)
@@ -195,6 +208,9 @@ class HostLease:
             if self._supervisor.returncode is None:
                 self._supervisor.kill()
             await self._supervisor.wait()
+            SUPERVISORS.discard(self._supervisor.pid)
+        async with BIRTHS:
+            await asyncio.to_thread(kill_strays)
         if self._listening is not None:
             await self._listening
 
@@ -276,6 +292,37 @@ def kill_all_marked(name: str, value: str) -> None:
     """Kill until none is found any more; blocks."""
     while kill_marked(name, value):
         time.sleep(KILL_ROUND_S)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what a killed supervisor leaves, so that it can be found even without its mark."""
+    prctl = load_prctl()
+    if prctl:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def kill_strays() -> None:
+    """Kill what became this process's child without being a supervisor: orphans of one that was killed. Blocks."""
+    until = time.monotonic() + REMOVE_PATIENCE_S
+    while time.monotonic() < until:
+        strays = [child for child in psutil.Process().children() if child.pid not in SUPERVISORS]
+        found = [process for stray in strays for process in (stray, *offspring(stray))]
+        for process in found:
+            with contextlib.suppress(psutil.Error, OSError):
+                process.kill()
+        for stray in strays:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(stray.pid, os.WNOHANG)
+        if not strays:
+            return
+        time.sleep(KILL_ROUND_S)
+
+
+def offspring(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.Error:
+        return []
 
 
 def remove_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ async def run_registry(options: RegistryOptions) -> None:
             max_header_size=65536,
             idle_connection_timeout=120,
         )
-        sockets = bind_sockets(remembered_port(options.folder, port), host)
+        sockets = bound_sockets(options.folder, host, port)
         server.add_sockets(sockets)
         bound = int(sockets[0].getsockname()[1])
         write_private(options.folder / PORT_FILE, str(bound).encode())
@@ -100,13 +101,22 @@ async def run_registry(options: RegistryOptions) -> None:
             store.close()
 
 
-def remembered_port(folder: Path, port: int) -> int:
-    """The wished port; for "any free one" the one of last time, so that hosts and users find a restarted registry."""
-    if port:
-        return port
+def bound_sockets(folder: Path, host: str, port: int) -> list[socket.socket]:
+    """Listen on the wished port; for "any free one" on that of last time, so that a restarted registry is found again.
+
+    Raises:
+        ConfigError: the address is not to be had.
+    """
+    last = 0
     with contextlib.suppress(OSError, ValueError):
-        return int((folder / PORT_FILE).read_text("utf-8"))
-    return 0
+        last = int((folder / PORT_FILE).read_text("utf-8"))
+    try:
+        return bind_sockets(port or last, host)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port or last}: {error.strerror}. Stop what listens there, or name another port; "
+            "hosts and users then need the new URL"
+        ) from None
 
 
 def first_user(store: RegistryStore, folder: Path) -> str:

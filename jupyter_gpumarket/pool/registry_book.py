@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Iterable
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from jupyter_gpumarket.api.pool import (
     Account,
@@ -98,10 +100,11 @@ class Book:
             if rental.deadline_ms is not None and rental.deadline_ms <= now_ms:
                 self._put(rental, asked_to_end(rental, "its deadline has passed"))
 
-    def orders(self, host_id: str, version: int) -> Orders:
+    def orders(self, host_id: str, boot_id: str, version: int) -> Orders:
         """All that a host has to serve and to end now."""
         live = self._store.live_rentals(host_id)
         return Orders(
+            boot_id=boot_id,
             version=version,
             serve=tuple(
                 ServeOrder(
@@ -150,6 +153,7 @@ class Book:
 
     def rent(self, user: UserRow, request: RentRequest, now_ms: int) -> PoolRental:
         """Rent at a quoted price; the same label again is the same rental."""
+        check_key(request.ssh_public_key)
         known = self._store.rental_with(user.user, request.label)
         quote = self._store.quote(request.quote_id)
         if known is not None:
@@ -354,6 +358,16 @@ def ended(rental: RentalRow, ended_ms: int | None, why: str) -> RentalRow:
         ended_ms=ended_ms if ended_ms is not None else rental.served_ms,
         detail=why or rental.detail,
     )
+
+
+def check_key(line: str) -> None:
+    """Refuse here what the host's SSH server could not read."""
+    try:
+        load_ssh_public_key(line.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise Refused(
+            400, "ssh_public_key is not a public key as in an authorized_keys file", "ssh_public_key"
+        ) from None
 
 
 def billed_seconds(start_ms: int, end_ms: int) -> int:

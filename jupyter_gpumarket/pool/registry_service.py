@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 from jupyter_gpumarket.api.pool import HostReport, Joining, Orders
 from jupyter_gpumarket.clock import Clock
@@ -31,8 +32,9 @@ class RegistryService:
         self.join_token_digest = join_token_digest
         self._clock = clock
         self._lost_after_s = lost_after_s
-        # Versions only grow, also over a restart, so that hosts can tell older orders from newer ones.
-        self._first_version = clock.now_ms()
+        self._boot_id = secrets.token_hex(8)
+        # Random, so that what a host has seen of an earlier life never looks like the newest orders of this one.
+        self._first_version = secrets.randbelow(2**48)
         self._versions: dict[str, int] = {}
         self._waiting: dict[str, asyncio.Event] = {}
         # While the registry was down nobody could be heard: silence counts from its start at the earliest.
@@ -57,7 +59,7 @@ class RegistryService:
             self._heard_s.pop(host_id, None)
         elif report.wait_s and report.seen_version == self._version(host_id):
             await self._wait(host_id, min(report.wait_s, self.heartbeat_s))
-        return self.book.orders(host_id, self._version(host_id))
+        return self.book.orders(host_id, self._boot_id, self._version(host_id))
 
     def tell_hosts(self) -> None:
         """Wake the hosts whose orders have changed."""

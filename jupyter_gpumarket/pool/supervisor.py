@@ -34,6 +34,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+ORDINARY_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1)
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 KILL_ROUND_S = 0.02
 # So long do processes that cannot be killed (stuck in the kernel) hold up the supervisor's own end.
@@ -149,6 +150,9 @@ class Supervisor:
     def _in_child(self, *, has_terminal: bool) -> None:
         if self._prctl:
             self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Whatever the host was started with (nohup, a shell's background): a lease begins with ordinary signals.
+        for what in ORDINARY_SIGNALS:
+            signal.signal(what, signal.SIG_DFL)
         if has_terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
