@@ -22,7 +22,7 @@ DISK_FREE_SHARE = 0.5
 _NOISE = frozenset(
     """
     nvidia amd intel geforce tesla radeon instinct quadro rtx gtx graphics generation blackwell edition workstation
-    server ws se max q ac oam modified pcie nvl hbm2 hbm2e hbm3 hbm3e mig
+    server fhhl ws se max q ac oam modified pcie nvl hbm2 hbm2e hbm3 hbm3e mig
     """.split()  # noqa: SIM905 - a list of thirty quoted words is harder to read
 )
 _MEMORY_OR_BUS = re.compile(r"\d+(gb|g)\Z|sxm\d?\Z")
@@ -128,4 +128,6 @@ def same_model(sold: str, there: str) -> bool:
 def _words(name: str) -> frozenset[str]:
     spaced = re.sub(r"[^a-z0-9.]+", " ", name.casefold())
     split = " ".join(_JOINED.sub(r" \1", word) for word in spaced.split())
+    # The V100S is the V100 with faster memory; marketplaces sell it under both names.
+    split = split.replace("v100s", "v100")
     return frozenset(word for word in split.split() if word not in _NOISE and not _MEMORY_OR_BUS.match(word))

@@ -38,13 +38,20 @@ class Sshd:
     """One sshd. `key_path` is the private key that it lets in."""
 
     def __init__(
-        self, folder: Path, *, host: str = "127.0.0.1", namespace: str = "", settings: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        host: str = "127.0.0.1",
+        namespace: str = "",
+        settings: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.host = host
         self.namespace = namespace
         self.settings = settings
+        self.environment = environment or {}
         self.port = 22 if namespace else free_port(host)
         self.key_path = folder / "lease_key"
         key = asyncssh.generate_private_key("ssh-ed25519")
@@ -68,8 +75,12 @@ class Sshd:
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         config = self.folder / "sshd_config"
+        (self.folder / "home").mkdir(exist_ok=True)
+        environment = {"HOME": str(self.folder / "home"), **self.environment}
         lines = (
             *self.settings,
+            # A home of its own: neither the tester's shell start-up files nor their folders are touched.
+            "SetEnv " + " ".join(f'"{name}={value}"' for name, value in environment.items()),
             f"ListenAddress {self.host}",
             f"Port {self.port}",
             f"HostKey {self.folder / 'host_key'}",

@@ -41,7 +41,12 @@ async def test_no_channel_can_be_opened_from_the_node(hostile: HostileServer, ki
 async def test_control_a_client_that_forwards_lets_the_node_in(hostile: HostileServer) -> None:
     """Control: with a remote forward, as others use it, the same attack reaches a port on the user's machine."""
     reached = asyncio.Event()
-    canary = await asyncio.start_server(lambda *_: reached.set(), "127.0.0.1", 0)
+
+    async def canary_reached(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        writer.close()
+
+    canary = await asyncio.start_server(canary_reached, "127.0.0.1", 0)
     port = canary.sockets[0].getsockname()[1]
     options = asyncssh.SSHClientConnectionOptions(
         username="node", client_keys=[str(hostile.key_path)], known_hosts=None, config=None

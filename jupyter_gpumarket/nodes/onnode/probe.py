@@ -111,7 +111,7 @@ def answer(order_text: str) -> None:
     disk = shutil.disk_usage(os.path.expanduser("~"))
     result = {
         "gpus": gpus,
-        "cuda": cuda_version(),
+        "cuda": cuda_version(trouble),
         "cpu_model": cpu_model(),
         "cpu_cores": cpu_cores(),
         "memory_mib": memory_bytes() // 2**20,
@@ -121,15 +121,18 @@ def answer(order_text: str) -> None:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "confidential": confidential() if gpus else "",
+        "confidential": confidential(trouble) if gpus else "",
         "compute": computed,
         "trouble": trouble,
     }
     print(MARK + json.dumps(result))  # noqa: T201 - the answer
 
 
-def said(argv: list[str]) -> str | None:
-    """What a program prints; None when it is not there or fails."""
+def said(argv: list[str], trouble: list[str]) -> str | None:
+    """What a program prints; None when it is not there, fails or hangs. One that hung is not asked again."""
+    hung = f"{argv[0]} did not answer within {QUERY_S} s"
+    if hung in trouble:
+        return None
     try:
         done = subprocess.run(
             argv,
@@ -139,6 +142,9 @@ def said(argv: list[str]) -> str | None:
             timeout=QUERY_S,
             check=True,
         )
+    except subprocess.TimeoutExpired:
+        trouble.append(hung)
+        return None
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode("utf-8", "replace")
@@ -149,10 +155,10 @@ def nvidia(trouble: list[str]) -> list[dict[str, Any]]:
     if not shutil.which("nvidia-smi"):
         return []
     for query in QUERIES:
-        text = said(["nvidia-smi", "--query-gpu=" + query, "--format=csv,noheader,nounits"])
+        text = said(["nvidia-smi", "--query-gpu=" + query, "--format=csv,noheader,nounits"], trouble)
         gpus = [gpu for line in (text or "").splitlines() for gpu in gpu_line(query, line)]
         if gpus:
-            slices = mig_slices() if any(gpu.get("mig") == "Enabled" for gpu in gpus) else []
+            slices = mig_slices(trouble) if any(gpu.get("mig") == "Enabled" for gpu in gpus) else []
             for gpu in gpus:
                 gpu["mig_slices"] = slices if gpu.pop("mig", "") == "Enabled" else []
             return gpus
@@ -181,9 +187,9 @@ def gpu_line(query: str, line: str) -> list[dict[str, Any]]:
     ]
 
 
-def mig_slices() -> list[str]:
+def mig_slices(trouble: list[str]) -> list[str]:
     """Profiles such as `1g.10gb`, when a GPU is divided."""
-    lines = (said(["nvidia-smi", "-L"]) or "").splitlines()
+    lines = (said(["nvidia-smi", "-L"], trouble) or "").splitlines()
     return [match.group(1) for match in map(MIG_LINE.match, lines) if match][:64]
 
 
@@ -216,15 +222,15 @@ def gpu_of(item: dict[str, Any]) -> dict[str, Any]:
     return {"index": index, "name": item["name"], "vram_mib": item["memory_mib"], "mig_slices": []}
 
 
-def cuda_version() -> str:
+def cuda_version(trouble: list[str]) -> str:
     """The newest CUDA that the driver takes."""
-    match = re.search(r"CUDA Version:\s*([0-9.]+)", (said(["nvidia-smi"]) or "")[:4000])
+    match = re.search(r"CUDA Version:\s*([0-9.]+)", (said(["nvidia-smi"], trouble) or "")[:4000])
     return match.group(1) if match else ""
 
 
-def confidential() -> str:
+def confidential(trouble: list[str]) -> str:
     """Whether confidential computing is on, where the driver tells."""
-    match = re.search(r"CC status:\s*(\w+)", said(["nvidia-smi", "conf-compute", "-f"]) or "")
+    match = re.search(r"CC status:\s*(\w+)", said(["nvidia-smi", "conf-compute", "-f"], trouble) or "")
     return match.group(1) if match else ""
 
 
