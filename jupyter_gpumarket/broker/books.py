@@ -9,6 +9,7 @@ from jupyter_gpumarket.journal import Journal
 from jupyter_gpumarket.models import Budget, CellRun, Charge, Lease
 
 CHARGE_FINAL = "charge.final"
+LEASE_WISHED = "lease.wished"
 
 
 class Books:
@@ -19,6 +20,9 @@ class Books:
         self._clock = clock
         self._closed = {line.subject for line in journal.entries(kinds={CHARGE_FINAL})}
         self._final = [charge for charge in journal.charges() if charge.final]
+        # Looked at every second, so the journal's past is read once: here, and then only what came after `_seen`.
+        self._seen = 0
+        self._unclosed: set[str] = set()
 
     def is_closed(self, lease_id: str) -> bool:
         """Whether a lease's final charges are in the journal."""
@@ -27,11 +31,17 @@ class Books:
     def close(self, lease_id: str, charges: list[Charge]) -> None:
         """From now on these lines stand for the lease; they are in the journal already."""
         self._closed.add(lease_id)
+        self._unclosed.discard(lease_id)
         self._final.extend(charges)
 
     def unclosed(self) -> list[Lease]:
         """Leases whose charges are not final: the open ones, and those that have just ended."""
-        return [lease for lease in self._journal.leases() if lease.lease_id not in self._closed]
+        for wish in self._journal.entries(after=self._seen, kinds={LEASE_WISHED}):
+            self._unclosed.add(wish.subject)
+            self._seen = wish.seq
+        self._unclosed -= self._closed
+        found = [self._journal.lease(lease_id) for lease_id in sorted(self._unclosed)]
+        return [lease for lease in found if lease is not None]
 
     def runs_of(self, leases: list[Lease]) -> list[CellRun]:
         """All cell runs of these leases."""

@@ -39,7 +39,8 @@ class Closing:
         self._books = books
         self._marketplaces = marketplaces
         self._clock = clock
-        self._compared = {line.subject for line in journal.entries(kinds={RECONCILED})}
+        compared = {line.subject for line in journal.entries(kinds={RECONCILED})}
+        self._uncompared = {lease.lease_id for lease in journal.leases()} - compared
         self._tries: dict[str, tuple[int, int]] = {}
 
     def close_ended(self) -> None:
@@ -72,12 +73,14 @@ class Closing:
             entries.append(NewEntry(kind=CHARGE_FINAL, subject=lease.lease_id, body=body, rows=tuple(charges)))
             self._journal.append(entries)
             self._books.close(lease.lease_id, charges)
+            self._uncompared.add(lease.lease_id)
 
     async def compare_due(self) -> None:
         """Compare what has been closed for as long as its marketplace needs to write the bill."""
         now_ms = self._clock.now_ms()
-        for lease in self._journal.leases():
-            if lease.lease_id in self._compared or not self._books.is_closed(lease.lease_id):
+        for lease_id in sorted(self._uncompared):
+            lease = self._journal.lease(lease_id)
+            if lease is None or not self._books.is_closed(lease_id):
                 continue
             due_ms, _ = self._tries.get(lease.lease_id, (self._first_look_ms(lease), 0))
             if now_ms < due_ms:
@@ -106,7 +109,7 @@ class Closing:
         result = ledger.reconcile(lease, ours, theirs, now_ms)
         if self._books.is_closed(lease.lease_id):
             self._journal.append([NewEntry(kind=RECONCILED, subject=lease.lease_id, body=msgspec.to_builtins(result))])
-            self._compared.add(lease.lease_id)
+            self._uncompared.discard(lease.lease_id)
             if result.gap_nusd:
                 log.warning(
                     "the bill of %s differs by %d nano-dollars: %s", lease.name, result.gap_nusd, result.explained

@@ -181,9 +181,9 @@ class Clusters:
     async def keep_alive(self, leases: list[Lease]) -> None:
         """Start again what has died although it still has nodes, and give it its nodes back."""
         for lease in leases:
-            if lease.state not in ATTACHED or lease.address is None:
-                continue
-            if await self._living(cluster_of(lease)) is not None:
+            if lease.state not in ATTACHED or lease.address is None or self._file(cluster_of(lease)) is None:
+                continue  # without its file it has never run, or is just being started
+            if await self._is_there(lease):
                 continue
             log.warning("the cluster process of %s has gone; starting it again", lease.name)
             try:
@@ -192,6 +192,14 @@ class Clusters:
                 )
             except NodeError as error:
                 log.warning("not yet: %s", error)
+
+    async def _is_there(self, lease: Lease) -> bool:
+        """Whether the process runs; one that does not answer now may still do so."""
+        try:
+            return await self._living(cluster_of(lease)) is not None
+        except Unreachable as error:
+            log.warning("%s", error)
+            return True
 
     async def aclose(self) -> None:
         """Close connections; the processes go on."""

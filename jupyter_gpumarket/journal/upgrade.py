@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 import jupyter_gpumarket
 from jupyter_gpumarket.errors import JournalCorrupt, JournalTooNew
@@ -40,17 +38,25 @@ def upgrade(connection: sa.Connection, where: str) -> int:
         )
     if known is not None and (known.major, known.minor) >= (schema.MAJOR, schema.MINOR):
         return int(known.minor)
-    configuration = Config()
-    configuration.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    configuration.set_main_option("path_separator", "newline")
-    configuration.attributes["connection"] = connection
-    command.upgrade(configuration, "head")
+    _migrate(connection)
     if known is None:
         connection.execute(schema.head.insert().values(id=1, seq=0, hash=FIRST_HASH))
         connection.execute(schema.versions.insert().values(id=1, **_now()))
     else:
         connection.execute(schema.versions.update().values(**_now()))
     return schema.MINOR
+
+
+def _migrate(connection: sa.Connection) -> None:
+    # Imported only where there is something to migrate: it would be a third of the broker's start-up.
+    from alembic import command
+    from alembic.config import Config
+
+    configuration = Config()
+    configuration.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    configuration.set_main_option("path_separator", "newline")
+    configuration.attributes["connection"] = connection
+    command.upgrade(configuration, "head")
 
 
 def _now() -> dict[str, object]:

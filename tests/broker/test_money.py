@@ -73,7 +73,9 @@ class World:
         )
 
     def put(self, *rows: Lease | CellRun | Budget) -> None:
-        self.journal.append([NewEntry(kind="test", subject="x", rows=rows)])
+        for row in rows:
+            kind, subject = ("lease.wished", row.lease_id) if isinstance(row, Lease) else ("test", "x")
+            self.journal.append([NewEntry(kind=kind, subject=subject, rows=(row,))])
 
     def end(self, one: Lease, after_ms: int) -> Lease:
         ended = msgspec.structs.replace(
