@@ -353,7 +353,7 @@ class LeaseEngine:
         until_s = clock.monotonic_s() + (at_ms - clock.now_ms()) / 1000
         while (left_s := min((at_ms - clock.now_ms()) / 1000, until_s - clock.monotonic_s())) > 0:
             await clock.sleep(min(left_s, self._world.policy.timer_step_s))
-        self._timers.pop(lease_id, None)
+        # It stays the lease's timer until this is written, so that no second one rings for the same deadline.
         await self.feed(lease_id, event)
 
     def _release_unwritten(self, lease: Lease) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from jupyter_gpumarket.api import Orphan
-from jupyter_gpumarket.errors import GpuMarketError, JournalError, MarketplaceError
+from jupyter_gpumarket.errors import JournalError, MarketplaceError
 from jupyter_gpumarket.journal import NewEntry
 from jupyter_gpumarket.leases.labels import is_ours
 from jupyter_gpumarket.leases.world import World
@@ -36,10 +36,8 @@ class Sweep:
         return list(self._found.values())
 
     async def run(self) -> None:
-        """Sweep for ever."""
-        while True:
-            await asyncio.gather(*(self._account(market) for market in self._world.marketplaces.values()))
-            await self._world.clock.sleep(self._world.policy.sweep_every_s)
+        """Sweep for ever, each account at its own pace."""
+        await asyncio.gather(*(self._repeat(market) for market in self._world.marketplaces.values()))
 
     async def aclose(self) -> None:
         """Stop. An orphan that is not gone yet is found again at the next start."""
@@ -47,16 +45,27 @@ class Sweep:
             task.cancel()
         await asyncio.gather(*self._releases.values(), return_exceptions=True)
 
+    async def _repeat(self, market: Marketplace) -> None:
+        failures = 0
+        while True:
+            error: Exception
+            try:
+                await self._account(market)
+            except MarketplaceError as caught:
+                log.warning("sweep: %s", caught)
+                error = caught
+            except Exception as caught:  # the engine's loop: an adapter's bug must not end the sweep for good
+                log.exception("sweep of %s failed", market.name)
+                error = caught
+            else:
+                failures = 0
+                await self._world.clock.sleep(self._world.policy.sweep_every_s)
+                continue
+            await self._world.back_off(failures, error)
+            failures += 1
+
     async def _account(self, market: Marketplace) -> None:
-        try:
-            rentals = await self._world.call(market.name, market.rentals())
-        except MarketplaceError as error:
-            log.warning("sweep: %s", error)
-            return
-        except Exception:  # the engine's loop: one adapter's bug must not stop the sweep of the other accounts
-            log.exception("sweep of %s failed", market.name)
-            return
-        for rental in rentals:
+        for rental in await self._world.call(market.name, market.rentals()):
             key = (market.name, rental.rental_id)
             if key not in self._releases and self._is_orphan(rental):
                 self._releases[key] = asyncio.get_running_loop().create_task(self._end(market, rental))
@@ -75,21 +84,32 @@ class Sweep:
         )
 
     async def _end(self, market: Marketplace, rental: Rental) -> None:
-        """Release an orphan until the marketplace says that it is gone."""
+        """Release an orphan until the marketplace says that it is gone; first look whether it is really there."""
         failures = 0
         while True:
+            if (market.name, rental.rental_id) in self._found:
+                await self._ask_for_end(market, rental)
             try:
                 now = await self._world.call(market.name, market.rental(rental.rental_id))
+            except MarketplaceError as error:
+                log.warning("orphan %s: %s", rental.rental_id, error)
+            else:
                 if now.status is RentalStatus.GONE:
                     self._note(market, rental, "gone")
                     return
-                self._note(market, rental, "found")
-                await self._world.call(market.name, market.release(rental.rental_id))
-                self._note(market, rental, "release_asked")
-            except GpuMarketError as error:
-                log.warning("orphan %s on %s: %s", rental.rental_id, market.name, error)
+                if (market.name, rental.rental_id) not in self._found:
+                    self._note(market, rental, "found")
+                    continue
             await self._world.back_off(failures)
             failures += 1
+
+    async def _ask_for_end(self, market: Marketplace, rental: Rental) -> None:
+        try:
+            await self._world.call(market.name, market.release(rental.rental_id))
+        except MarketplaceError as error:
+            log.warning("orphan %s: %s", rental.rental_id, error)
+        else:
+            self._note(market, rental, "release_asked")
 
     def _note(self, market: Marketplace, rental: Rental, state: str) -> None:
         """Remember and write how far it is, once for each step. What was gone already was never an orphan."""

@@ -17,6 +17,14 @@ from tests.leases.simulation.loop import INCARNATION
 Deliver = Callable[[Any], Awaitable[bool]]
 
 
+class _Failed(Exception):
+    """This node is given up."""
+
+
+class _ClusterCrashed(Exception):
+    """The cluster process is gone; another one begins anew."""
+
+
 class Nodes:
     """All cluster processes. `deliver` hands a fact to the broker; False: it is not up, try again."""
 
@@ -53,13 +61,15 @@ class Nodes:
 
     def _say(self, fact: Any) -> None:
         self._queue.append(fact)
-        if self._cloud.happens(0.1):
+        if self._cloud.happens(self._cloud.options.fact_doubled):
             self._queue.append(fact)
         if self._sender is None or self._sender.done():
             self._sender = self._outside(self._send_all())
 
     async def _send_all(self) -> None:
         while self._queue:
+            if self._cloud.happens(self._cloud.options.cluster_fails):
+                await asyncio.sleep(self._rng.uniform(1, 300))
             if await self._deliver(self._queue[0]):
                 self._queue.pop(0)
             else:
@@ -72,41 +82,66 @@ class Nodes:
         return truth.gone_ms is None and truth.boots_ms is not None and truth.boots_ms <= now_ms
 
     async def _life(self, lease_id: str, rental_id: str) -> None:
-        now = self._cloud.clock.now_ms
-        truth = self._cloud.rentals[rental_id]
-        await asyncio.sleep(self._rng.uniform(0.5, 10))
+        """What one cluster process tells of one node; another process, after a crash, tells it anew."""
+        while True:
+            watchdog: asyncio.Task[None] | None = None
+            try:
+                await self._come_up(lease_id, rental_id)
+                watchdog = self._outside(self._watchdog(rental_id))
+                await self._prepare(lease_id, rental_id)
+                await self._ready(lease_id, rental_id)
+                return
+            except _Failed:
+                return
+            except _ClusterCrashed:
+                await asyncio.sleep(self._rng.uniform(1, 60))
+            finally:
+                if watchdog is not None:
+                    watchdog.cancel()
+
+    async def _come_up(self, lease_id: str, rental_id: str) -> None:
+        await self._pass(lease_id, rental_id, 0.5, 10)
         while not self._up(rental_id):
             await asyncio.sleep(20)
-        self._say(Linked(lease_id=lease_id, at_ms=now(), host_key="k", first_sight=True))
-        if self._cloud.happens(self._cloud.options.node_fails):
-            self._say(NodeFailed(lease_id=lease_id, at_ms=now(), phase="preparing", reason="no python"))
-            return
-        watchdog = self._outside(self._watchdog(rental_id))
-        try:
-            await asyncio.sleep(self._rng.uniform(1, 60))
-            self._say(Prepared(lease_id=lease_id, at_ms=now(), python="3.11", versions={}, steps_ms={}))
-            await asyncio.sleep(self._rng.uniform(1, 20))
-            differences = ("gpu",) if truth.wrong_gpu else ()
-            self._say(Probed(lease_id=lease_id, at_ms=now(), report={}, differences=differences))
-            await self._ready(lease_id, rental_id)
-        except asyncio.CancelledError:
-            watchdog.cancel()
-            raise
+        self._say(Linked(lease_id=lease_id, at_ms=self._now(), host_key="k", first_sight=True))
+
+    async def _prepare(self, lease_id: str, rental_id: str) -> None:
+        await self._pass(lease_id, rental_id, 1, 60)
+        self._say(Prepared(lease_id=lease_id, at_ms=self._now(), python="3.11", versions={}, steps_ms={}))
+        await self._pass(lease_id, rental_id, 1, 20)
+        differences = ("gpu",) if self._cloud.rentals[rental_id].wrong_gpu else ()
+        self._say(Probed(lease_id=lease_id, at_ms=self._now(), report={}, differences=differences))
+
+    async def _pass(self, lease_id: str, rental_id: str, least_s: float, most_s: float) -> None:
+        """Time in which things go wrong."""
+        options = self._cloud.options
+        await asyncio.sleep(self._rng.uniform(least_s, most_s))
+        if self._cloud.happens(options.cluster_fails / 3):
+            raise _ClusterCrashed
+        if self._cloud.happens(options.node_fails / 3):
+            blame = self._rng.random() < 0.5
+            self._say(
+                NodeFailed(lease_id=lease_id, at_ms=self._now(), phase="ready", reason="broken", blame_machine=blame)
+            )
+            raise _Failed
+        if self._cloud.happens(options.link_lost):
+            self._say(LinkLost(lease_id=lease_id, at_ms=self._now(), reason="cut"))
+            await asyncio.sleep(self._rng.uniform(1, 200))
+            if self._up(rental_id):
+                self._say(LinkBack(lease_id=lease_id, at_ms=self._now(), same_boot=True))
+
+    def _now(self) -> int:
+        return self._cloud.clock.now_ms()
 
     async def _ready(self, lease_id: str, rental_id: str) -> None:
-        now = self._cloud.clock.now_ms
         while True:
-            await asyncio.sleep(self._rng.uniform(30, 300))
+            await self._pass(lease_id, rental_id, 30, 300)
             if not self._up(rental_id):
-                self._say(LinkLost(lease_id=lease_id, at_ms=now(), reason="silent"))
+                self._say(LinkLost(lease_id=lease_id, at_ms=self._now(), reason="silent"))
                 return
-            if self._cloud.happens(self._cloud.options.link_lost):
-                self._say(LinkLost(lease_id=lease_id, at_ms=now(), reason="cut"))
-                await asyncio.sleep(self._rng.uniform(1, 200))
-                self._say(LinkBack(lease_id=lease_id, at_ms=now(), same_boot=True))
             if self._cloud.happens(0.2):
-                idle_ms = self._rng.randint(1, 4_000_000)
-                self._say(NodeIdle(lease_id=lease_id, at_ms=now(), idle_since_ms=now() - idle_ms))
+                idle_since_ms = self._now() - self._rng.randint(1, 2_000_000)
+                self._say(NodeIdle(lease_id=lease_id, at_ms=self._now(), idle_since_ms=idle_since_ms))
 
     async def _watchdog(self, rental_id: str) -> None:
         """Runs on the node: stops it at its deadline, whoever is up on the user's side."""

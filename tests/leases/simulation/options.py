@@ -31,6 +31,7 @@ class Options:
     node_fails: float
     link_lost: float
     cluster_fails: float
+    fact_doubled: float
     journal_full: float
     crash_every_steps: int
     leases: int
@@ -47,9 +48,9 @@ def drawn(seed: int) -> Options:
     lag_s = rng.choice([0, 0, 5, 30, 120])
     return Options(
         seed=seed,
-        faulty_s=rng.choice([300.0, 900.0, 2400.0]),
+        faulty_s=rng.choice([600.0, 1800.0, 3600.0]),
         lag_s=lag_s,
-        slow_s=rng.choice([0.05, 1.0, 20.0]),
+        slow_s=rng.choice([0.05, 0.5, 5.0, 20.0]),
         lost_request=chance(0.2),
         lost_reply=chance(0.3),
         late_request=chance(0.2),
@@ -67,8 +68,9 @@ def drawn(seed: int) -> Options:
         node_fails=chance(0.2),
         link_lost=chance(0.5),
         cluster_fails=chance(0.3),
+        fact_doubled=chance(0.5),
         journal_full=chance(0.05),
-        crash_every_steps=rng.choice([0, 2000, 300, 60]),
+        crash_every_steps=rng.choice([0, 2000, 600, 200, 60]),
         leases=rng.choice([1, 2, 4]),
         machines=rng.choice([1, 3, 5]),
     )

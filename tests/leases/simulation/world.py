@@ -117,6 +117,7 @@ class World:
         self.wishes = 0
         self.cells: set[tuple[LeaseState, type]] = set()
         self.surprises: list[str] = []
+        self.invariants: Any = None
 
     # ── trace ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
