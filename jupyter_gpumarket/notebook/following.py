@@ -124,6 +124,8 @@ class Follower:
             Detached: Ctrl-C was pressed twice.
             Unreachable: the cluster process stayed away; the node goes on, `%gpu attach` shows it again.
         """
+        # At once, so that the line has its place right under the cell and what the node prints comes below it.
+        self._tell(runs[0])
         with InterruptWatch() as watch:
             while True:
                 going = [run for run in runs if not run.is_over]

@@ -1,0 +1,295 @@
+"""The notebook's door for real: an ipykernel, nbclient and papermill, on nodes of a pool on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from jupyter_gpumarket.client import Client, connect
+from jupyter_gpumarket.errors import GpuMarketError
+from jupyter_gpumarket.money import format_usd
+from tests.notebook.real_kernel import ROOT, RealKernel
+from tests.pool_fixtures import RunningPool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[RunningPool]:
+    """One pool with two hosts for all tests here; whatever was rented is given back."""
+    top = Path(tempfile.mkdtemp(prefix="gpn", dir="/tmp"))
+    pool = RunningPool(top)
+    try:
+        pool.start_registry()
+        pool.add_host()
+        pool.add_host(price="0.50")
+        yield pool
+        release_everything(pool)
+    finally:
+        pool.stop()
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def release_everything(pool: RunningPool) -> None:
+    with contextlib.suppress(GpuMarketError), connect(pool.folders, start=False) as client:
+        for view in client.leases():
+            client.release(view.lease.lease_id)
+        deadline = time.monotonic() + 60
+        while client.leases() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert client.leases() == []
+        client.shutdown()
+
+
+def environment(pool: RunningPool, notebook: str) -> dict[str, str]:
+    return {**pool.environment, "PYTHONPATH": str(ROOT), "JUPYTER_GPUMARKET_NOTEBOOK": notebook}
+
+
+@pytest.fixture(scope="module")
+def broker(lab: RunningPool) -> Iterator[Client]:
+    with connect(lab.folders) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(lab: RunningPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKernel]:
+    kernel = RealKernel(environment(lab, "lab/real.ipynb"), tmp_path_factory.mktemp("kernel")).start()
+    try:
+        kernel.must_run("%load_ext jupyter_gpumarket")
+        kernel.must_run("%%gpu --gpu none\npass")
+        yield kernel
+    finally:
+        kernel.stop()
+
+
+@pytest.fixture
+def kernel(shared_kernel: RealKernel) -> RealKernel:
+    return shared_kernel
+
+
+def test_output_comes_as_the_same_kinds_of_messages_as_local(kernel: RealKernel) -> None:
+    """stdout, stderr and the value are streams and an execute_result; variables stay on the node."""
+    done = kernel.must_run("%%gpu\nimport sys\nprint('out'); print('err', file=sys.stderr)\nx = 6 * 7\nx")
+
+    assert done.stdout == "out\n"
+    assert done.stderr == "err\n"
+    assert done.of("execute_result")[0]["data"] == {"text/plain": "42"}
+    assert kernel.must_run("%%gpu\nprint(x + 1)").stdout == "43\n"
+    assert kernel.run("x").status == "error"
+
+
+def test_output_comes_while_the_cell_runs(kernel: RealKernel) -> None:
+    """The first line is here before the last one has been printed."""
+    sent = kernel.submit("%%gpu\nimport time\nprint('first', flush=True)\ntime.sleep(3)\nprint('last')")
+    started = time.monotonic()
+    so_far = kernel.until(sent, lambda executed: "first" in executed.stdout)
+
+    assert "last" not in so_far.stdout
+    assert time.monotonic() - started < 3
+    assert kernel.finish(sent, so_far).stdout == "first\nlast\n"
+
+
+def test_a_figure_is_shown_and_marked_as_a_strangers(kernel: RealKernel) -> None:
+    """A matplotlib figure comes as PNG; its metadata tells where it is from."""
+    done = kernel.must_run("%%gpu\n%matplotlib inline\nimport matplotlib.pyplot as plt\n_ = plt.plot([1, 2, 3])")
+    figure = next(content for content in done.of("display_data") if "image/png" in content["data"])
+
+    assert figure["metadata"]["gpumarket"]["untrusted"] is True
+
+
+def test_an_update_reaches_its_display(kernel: RealKernel) -> None:
+    """A display handle on the node updates the display here."""
+    code = "%%gpu\nfrom IPython.display import display\nh = display('one', display_id=True)\nh.update('two')"
+    done = kernel.must_run(code)
+    ours = [
+        content
+        for kind in ("display_data", "update_display_data")
+        for content in done.of(kind)
+        if "gpumarket" in content["metadata"]
+    ]
+
+    assert [content["data"]["text/plain"] for content in ours] == ["'one'", "'two'"]
+    assert len({content["transient"]["display_id"] for content in ours}) == 1
+
+
+def test_hostile_output_is_cleaned_on_its_way(kernel: RealKernel) -> None:
+    """Scripts, titles and JavaScript from a real node do not reach the front end."""
+    code = (
+        "%%gpu\nfrom IPython.display import display, HTML, Javascript\n"
+        "display(HTML('<b>hi</b><script>alert(1)</script>'))\ndisplay(Javascript('alert(2)'))\n"
+        "print('\\x1b]0;owned\\x07')"
+    )
+    done = kernel.must_run(code)
+    pages = [content["data"].get("text/html", "") for content in done.of("display_data")]
+
+    assert any("<b>hi</b>" in page for page in pages)
+    assert not any("<script" in page for page in pages)
+    assert not any("application/javascript" in content["data"] for content in done.of("display_data"))
+    assert "\x1b]" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [("1/0", "ZeroDivisionError"), ("def", "SyntaxError"), ("import sys; sys.exit(3)", "SystemExit")],
+)
+def test_a_remote_error_fails_the_cell_once(kernel: RealKernel, code: str, name: str) -> None:
+    """The reply is an error, one error message carries the remote traceback, and the session lives on."""
+    kernel.must_run("%%gpu\nkept = 1")
+    done = kernel.run(f"%%gpu\n{code}")
+
+    assert done.status == "error"
+    assert len(done.of("error")) == 1
+    assert name in "".join(done.of("error")[0]["traceback"])
+    assert kernel.must_run("%%gpu\nprint(kept)").stdout == "1\n"
+
+
+def test_an_interrupt_reaches_the_node(kernel: RealKernel) -> None:
+    """The stop button ends the remote cell; its output is kept, and the session lives on."""
+    kernel.must_run("%%gpu\nkept = 2")
+    sent = kernel.submit("%%gpu\nimport time\nprint('begun', flush=True)\ntime.sleep(60)\nprint('never')")
+    so_far = kernel.until(sent, lambda executed: "begun" in executed.stdout)
+    kernel.manager.interrupt_kernel()
+    started = time.monotonic()
+    done = kernel.finish(sent, so_far)
+
+    assert time.monotonic() - started < 20
+    assert done.status == "error"
+    assert "KeyboardInterrupt" in "".join(done.of("error")[0]["traceback"])
+    assert "never" not in done.stdout
+    assert kernel.must_run("%%gpu\nprint(kept)").stdout == "2\n"
+
+
+def test_variables_go_there_and_come_back(kernel: RealKernel) -> None:
+    """-i and -o carry arrays and plain values; a type without a codec is named."""
+    kernel.must_run("import numpy as np; a = np.arange(5.0); f = {'k': (1, 2)}")
+    kernel.must_run("%%gpu -i a,f -o b,n\nb = a * 2\nn = f['k'][1]")
+    assert kernel.must_run("print(b.tolist(), n)").stdout == "[0.0, 2.0, 4.0, 6.0, 8.0] 2\n"
+    done = kernel.run("%%gpu -o m,n\nclass M: pass\nm = M()\nn = 7")
+
+    assert done.status == "error"
+    assert "m:" in done.of("error")[0]["evalue"]
+    assert kernel.must_run("print(n)").stdout == "7\n"
+
+
+def test_the_cost_line_is_what_the_ledger_says(kernel: RealKernel, broker: Client) -> None:
+    """The final line's amount is the sum of the run's lines in the ledger, to the nano-dollar."""
+    done = kernel.must_run("%%gpu\nimport time; time.sleep(1)")
+    runs = {charge.run_id for charge in broker.costs().charges if charge.run_id}
+    amounts = {
+        format_usd(sum(charge.amount_nusd for charge in broker.costs().charges if charge.run_id == run)) for run in runs
+    }
+
+    assert done.run_cost in amounts
+    assert done.run_cost != "$0.00"
+    assert "so far" not in done.cost_lines[-1].split(" · node so far ")[0]
+
+
+def test_timeout_ends_a_cell(kernel: RealKernel) -> None:
+    """--timeout interrupts on the node and fails the cell."""
+    done = kernel.run("%%gpu --timeout 1s\nimport time; time.sleep(30)")
+
+    assert done.status == "error"
+    assert "TimeoutError" in "".join(done.of("error")[0]["traceback"])
+
+
+def test_a_kernel_restart_loses_nothing(lab: RunningPool, tmp_path: Path) -> None:
+    """The kernel dies while a remote cell prints: `%gpu attach` shows it from its first line, and brings the result."""
+    kernel = RealKernel(environment(lab, "lab/restart.ipynb"), tmp_path).start()
+    try:
+        kernel.must_run("%load_ext jupyter_gpumarket")
+        kernel.must_run("%%gpu --gpu none\npass")
+        loop = "for n in range(8):\n    print('line', n, flush=True); time.sleep(0.5)\n"
+        code = f"%%gpu -o total\nimport time\n{loop}total = n"
+        sent = kernel.submit(code)
+        kernel.until(sent, lambda executed: "line 1" in executed.stdout)
+        kernel.restart()
+        kernel.must_run("%load_ext jupyter_gpumarket")
+        done = kernel.must_run("%gpu attach")
+
+        assert done.stdout == "".join(f"line {n}\n" for n in range(8))
+        assert kernel.must_run("print(total)").stdout == "7\n"
+        assert "$" in done.cost_lines[-1]
+        kernel.must_run("%gpu release")
+    finally:
+        kernel.stop()
+
+
+CELLS = [
+    "%load_ext jupyter_gpumarket",
+    "%%gpu --gpu none -o answer\nprint('from the node')\nanswer = 42",
+    "print(answer)",
+    "%gpu release",
+]
+
+
+def written(*cells: str) -> Any:
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+
+
+@pytest.fixture
+def as_notebook(lab: RunningPool, broker: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """This process's environment, which nbclient and papermill hand on to the kernel."""
+    name = f"lab/{time.monotonic_ns()}.ipynb"
+    for key, value in environment(lab, name).items():
+        monkeypatch.setenv(key, value)
+    yield name
+    for view in broker.leases():
+        if view.lease.request.owner.notebook == name:
+            broker.release(view.lease.lease_id)
+            lab.wait_until(lambda: not broker.lease(view.lease.lease_id).lease.may_bill, "released")  # noqa: B023
+
+
+def test_nbclient_runs_a_notebook(as_notebook: str, tmp_path: Path) -> None:
+    """No widget, no browser: outputs, result and cost line are in the executed notebook."""
+    notebook = written(*CELLS)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = notebook.cells[1].outputs
+    texts = "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+    assert "from the node\n" in texts
+    assert "done" in texts
+    assert notebook.cells[2].outputs[0]["text"] == "42\n"
+
+
+def test_nbclient_stops_at_a_remote_error(as_notebook: str, tmp_path: Path) -> None:
+    """A failing remote cell fails the notebook, with the remote error's name."""
+    notebook = written(CELLS[0], "%%gpu --gpu none\nraise ValueError('no luck')", "print('not reached')")
+
+    with pytest.raises(CellExecutionError, match="no luck"):
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert notebook.cells[2].outputs == []
+
+
+def test_nbclient_is_told_how_to_allow_renting(
+    as_notebook: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broker: Client
+) -> None:
+    """Where nobody can be asked, nothing is rented, and the message tells the way."""
+    monkeypatch.setenv("JUPYTER_GPUMARKET_ASK", "true")
+    before = len(broker.leases(all=True))
+    notebook = written(CELLS[0], "%%gpu --gpu none\npass")
+
+    with pytest.raises(CellExecutionError, match="--yes"):
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert len(broker.leases(all=True)) == before
+
+
+def test_papermill_runs_a_notebook(as_notebook: str, tmp_path: Path) -> None:
+    """papermill executes the same notebook."""
+    with_warnings = pytest.importorskip("papermill")
+    source, target = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
+    notebook = written(*CELLS)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, source)
+    with_warnings.execute_notebook(str(source), str(target), progress_bar=False, cwd=str(tmp_path))
+
+    assert "42\n" in nbformat.read(target, as_version=4).cells[2].outputs[0]["text"]
