@@ -27,6 +27,7 @@ HARD_LIMIT_BYTES = 64 * MIB
 SPILL_LIMIT_BYTES = 4 * 1024 * MIB
 BATCH_MESSAGES = 2000
 BATCH_BYTES = 4 * MIB
+SPILL_NAME = "output.txt"
 _INDEX = struct.Struct("<QQ")
 
 
@@ -55,7 +56,7 @@ class RunLog:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._path = folder / "messages.jsonl"
         self._index_path = folder / "spill.index"
-        self.spill_path = folder / "output.txt"
+        self.spill_path = folder / SPILL_NAME
         self._limit_bytes = limit_bytes
         self._ends: list[int] = [0]
         self.agent_upto = 0
@@ -82,7 +83,7 @@ class RunLog:
         """
         written = self._ends[-1]
         if written >= self._limit_bytes and (msg_type == "stream" or written >= HARD_LIMIT_BYTES + self._limit_bytes):
-            self._spill(number, msg_type, content)
+            self._spill(number, at_ms, msg_type, content)
             return
         self._write_line(number, at_ms, msg_type, content, metadata)
         self.agent_upto = number
@@ -158,9 +159,9 @@ class RunLog:
         self._append("messages", self._path, self._ends[-1], data)
         self._ends.append(self._ends[-1] + len(data))
 
-    def _spill(self, number: int, msg_type: str, content: dict[str, Any]) -> None:
+    def _spill(self, number: int, at_ms: int, msg_type: str, content: dict[str, Any]) -> None:
         if not self._is_truncated:
-            self._write_line(number - 1, 0, "truncated", self._notice(), {})
+            self._write_line(number - 1, at_ms, "truncated", self._notice(), {})
             self._is_truncated = True
         text = content.get("text") if msg_type == "stream" else f"[{msg_type} left out]\n"
         data = (text if isinstance(text, str) else "").encode("utf-8", "replace")

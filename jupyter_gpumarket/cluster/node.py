@@ -6,6 +6,7 @@ The lease machine in the broker decides what becomes of a node; this part observ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -82,6 +83,7 @@ class Node:
         self._told_lost = False
         self._was_attached = False
         self._last_seen_ms: int | None = None
+        self._untold: list[AnyFact] = []
         self._owes_back = record.ready_ms is not None
         self._conversation = ""
         self._steps: dict[str, SetupStep] = {}
@@ -340,8 +342,9 @@ class Node:
                 if self._link is not None:
                     self._link.abort()
                 self._refuse(reason, blame_machine=True)
-            except* OSError as group:
-                logger.warning("node %s: %s", self.lease_id, group.exceptions[0])
+            except* Exception:
+                # Whatever it is, a node must not become deaf over it: with `ListRuns` both sides begin from the disk.
+                logger.exception("the conversation with node %s begins anew", self.lease_id)
             if self._link_state == "refused":
                 return
             await asyncio.sleep(1)
@@ -349,8 +352,10 @@ class Node:
     async def _tell_when_idle(self) -> None:
         while True:
             await asyncio.sleep(self._idle_tell_s)
-            if self._peer.attached:
-                self.talk.progress.tell_idle()
+            self._tell_all()
+            with contextlib.suppress(OSError):
+                if self._peer.attached:
+                    self.talk.progress.tell_idle()
 
     # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -362,4 +367,14 @@ class Node:
         self._save()
 
     def _fact(self, kind: type[AnyFact], **fields: Any) -> None:
-        self._tell(kind(lease_id=self.lease_id, at_ms=self._clock.now_ms(), **fields))
+        self._untold.append(kind(lease_id=self.lease_id, at_ms=self._clock.now_ms(), **fields))
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Facts about the node wait in memory while the disk takes nothing; the link is kept up meanwhile."""
+        try:
+            while self._untold:
+                self._tell(self._untold[0])
+                self._untold.pop(0)
+        except OSError as error:
+            logger.warning("node %s: a fact cannot be written down yet: %s", self.lease_id, error.strerror)

@@ -75,6 +75,10 @@ class Cluster:
                 task.cancel()
             await self._close()
 
+    def stay_awake(self) -> None:
+        """Somebody called: a door may still be reading what a node that is gone has left."""
+        self._idle_since_s = self.clock.monotonic_s()
+
     def end(self) -> None:
         """Ask the process to end; nodes stay attached for the next one."""
         self._over.set()

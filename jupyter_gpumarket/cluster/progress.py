@@ -68,7 +68,7 @@ class RunProgress:
             outputs=self._no_outputs(run, reason),
             is_settled=True,
         )
-        run.log.close()
+        run.close()
         self.tell_idle()
 
     def lose(self, run: Run, reason: str) -> None:
@@ -79,7 +79,7 @@ class RunProgress:
         is_whole = run.log.agent_upto >= run.state.agent_messages and not run.state.request.outputs
         status = RunStatus(run.state.node_status) if is_whole else RunStatus.LOST
         run.change(status=status, reason=reason, outputs=self._no_outputs(run, reason), is_settled=True)
-        run.log.close()
+        run.close()
 
     def settle(self, run: Run, outputs: tuple[OutputRef, ...]) -> None:
         """All messages and outputs are here: doors may see the end."""

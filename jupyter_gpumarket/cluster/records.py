@@ -76,6 +76,8 @@ class RunState(Record, frozen=True, kw_only=True):
     outputs: tuple[OutputRef, ...] = ()
     interrupt_asked: bool = False
     is_settled: bool = False
+    messages: int = 0
+    has_spilled: bool = False
 
     @property
     def has_ended(self) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import os
+import re
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from jupyter_gpumarket.errors import BadRequest, GpuMarketError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-LONGEST_WAIT_S = 60.0
+LONGEST_WAIT_S = 60
 MAX_BODY_BYTES = 64 * 1024 * 1024
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 PIECE_BYTES = 1024 * 1024
@@ -57,6 +58,7 @@ class Handler(web.RequestHandler):
         given = self.request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {self.cluster.token}".encode()):
             raise web.HTTPError(401, "the bearer token is missing or wrong; read it from cluster.json")
+        self.cluster.stay_awake()
         return None
 
     def body(self, kind: type[T]) -> T:
@@ -70,20 +72,16 @@ class Handler(web.RequestHandler):
         except msgspec.MsgspecError as error:
             raise BadRequest(str(error)) from None
 
-    def number(self, name: str, default: float) -> float:
-        """A number of the query string.
+    def number(self, name: str, most: int) -> float:
+        """A number of the query string, 0 where there is none; a larger one than `most` counts as that.
 
         Raises:
-            BadRequest: not one, or negative.
+            BadRequest: not a number, or negative.
         """
-        text = self.get_query_argument(name, str(default))
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < 2**53:
+        text = self.get_query_argument(name, "0")
+        if not re.fullmatch(r"\d{1,20}(\.\d{1,20})?", text):
             raise BadRequest(f"{name}: {text[:40]!r} is not a number from 0 up")
-        return value
+        return min(float(text), most)
 
     def answer(self, value: Any, status: int = 200) -> None:
         """Any record as JSON."""
@@ -234,14 +232,14 @@ class Messages(Handler):
 
     async def get(self, run_id: str) -> None:
         run = self.run_named(run_id)
-        after = int(self.number("after", 0))
-        until = asyncio.get_running_loop().time() + min(LONGEST_WAIT_S, self.number("wait_s", 0))
+        after = int(self.number("after", 2**53))
+        until = asyncio.get_running_loop().time() + self.number("wait_s", LONGEST_WAIT_S)
         while run.log.count <= after and not run.state.has_ended:
             left = until - asyncio.get_running_loop().time()
             if left <= 0:
                 break
             await run.wait_news(left)
-        view = run.view()  # before the messages: an ended view comes only with all of them read, or more to ask for
+        view = run.view()
         node = self.cluster.node(view.lease_id)
         self.answer(
             MessageBatch(
@@ -298,6 +296,10 @@ class Blob(Handler):
     def head(self, sha256: str) -> None:
         self.set_status(200 if self.cluster.blobs.has(sha256) else 404)
         self.finish()
+
+    def write_error(self, status_code: int, **details: Any) -> None:
+        self.set_header("Connection", "close")  # the rest of the body is not read: nobody should reuse this connection
+        super().write_error(status_code, **details)
 
     def on_finish(self) -> None:
         self._abandon()

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from jupyter_gpumarket.api import RunRequest, RunView
-from jupyter_gpumarket.cluster.log import RunLog
+from jupyter_gpumarket.cluster.log import SPILL_NAME, RunLog
 from jupyter_gpumarket.cluster.records import RunState
 from jupyter_gpumarket.config import private_folder, write_private
 from jupyter_gpumarket.errors import BadRequest
@@ -25,16 +25,30 @@ class Run:
     def __init__(self, folder: Path, state: RunState) -> None:
         self.folder = folder
         self.state = state
-        self.log = RunLog(folder, state.request.output_limit_bytes)
+        self._log: RunLog | None = None
         self._news = asyncio.Event()
 
     @property
     def run_id(self) -> str:
         return self.state.request.run_id
 
+    @property
+    def log(self) -> RunLog:
+        """Its output; read from the disk on first use, which for an ended run may be never."""
+        if self._log is None:
+            self._log = RunLog(self.folder, self.state.request.output_limit_bytes)
+        return self._log
+
+    def close(self) -> None:
+        """Close the log's files."""
+        if self._log is not None:
+            self._log.close()
+
     def change(self, **fields: Any) -> None:
         """Write a changed state and wake whoever follows the run."""
         state = msgspec.structs.replace(self.state, **fields)
+        if state.has_ended:
+            state = msgspec.structs.replace(state, messages=self.log.count, has_spilled=self.log.has_spilled)
         write_private(self.folder / "state.json", msgspec.json.encode(state))
         self.state = state
         self.tell()
@@ -63,7 +77,7 @@ class Run:
             lease_id=request.lease_id,
             session=request.session,
             status=state.status,
-            messages=self.log.count,
+            messages=state.messages if state.has_ended else self.log.count,
             started_ms=state.started_ms,
             ended_ms=state.ended_ms,
             reason=state.reason,
@@ -73,8 +87,11 @@ class Run:
             outputs=state.outputs,
             owner=request.owner,
             cell_id=request.cell_id,
-            spill_path=str(self.log.spill_path) if self.log.has_spilled else "",
+            spill_path=str(self.folder / SPILL_NAME) if state.has_spilled or self._spills() else "",
         )
+
+    def _spills(self) -> bool:
+        return not self.state.has_ended and self.log.has_spilled
 
 
 class RunStore:
@@ -123,4 +140,4 @@ class RunStore:
     def close(self) -> None:
         """Close every log."""
         for run in self._runs.values():
-            run.log.close()
+            run.close()

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
-
-import msgspec
 
 from jupyter_gpumarket.api import AnyFact, GpuUse, NodeUse
 from jupyter_gpumarket.clock import Clock
@@ -22,7 +21,7 @@ from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.outputs import OutputFetcher
 from jupyter_gpumarket.cluster.progress import RunProgress
 from jupyter_gpumarket.cluster.runs import Run, RunStore
-from jupyter_gpumarket.codecs import strict_json
+from jupyter_gpumarket.codecs import Limits, strict_json
 from jupyter_gpumarket.errors import BadRequest, CodecError, PeerRestarted
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as wire
@@ -31,6 +30,9 @@ from jupyter_gpumarket.wire.peer import Peer
 logger = logging.getLogger(__name__)
 
 SHOWN_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"})
+# What is kept must be written as JSON again, where integers have 64 bits.
+MESSAGE_LIMITS = Limits(json_bytes=wire.MAX_MESSAGE_BYTES, max_digits=18, max_items=500_000)
+MAX_SESSIONS = 100
 SAVE_EVERY_S = 0.5
 DISK_RETRY_S = 2.0
 
@@ -78,6 +80,9 @@ class Talk:
         Raises:
             WireError: the node broke the protocol.
         """
+        self._forget_contact()
+        if self.agent:
+            self.order(wire.ListRuns())  # not the first time: both sides find out anew where every run is
         async with asyncio.TaskGroup() as group:
             group.create_task(self._send_orders())
             group.create_task(self._send_runs())
@@ -237,7 +242,7 @@ class Talk:
         agent = f"{report.pid}-{report.started_ms}"
         is_known = self._is_synced and agent == self.agent
         self.agent = agent
-        self.sessions = {name[: wire.MAX_NAME_CHARS] for name in report.sessions}
+        self.sessions = {name[: wire.MAX_NAME_CHARS] for name in report.sessions[:MAX_SESSIONS]}
         self._on_agent(agent)
         if is_known:
             return  # only the stream is new: the conversation goes on where it was
@@ -316,18 +321,27 @@ class Talk:
     def _on_session(self, report: wire.SessionReport) -> None:
         if report.state in ("dead", "closed"):
             self.sessions.discard(report.session)
-        else:
+        elif len(self.sessions) < MAX_SESSIONS:
             self.sessions.add(report.session[: wire.MAX_NAME_CHARS])
 
     def _on_use(self, report: wire.UseReport) -> None:
         self.progress.compare_clocks(report.at_ms)
         self.use = NodeUse(
             at_ms=report.at_ms,
-            cpu_percent=report.cpu_percent,
-            memory_used_gib=report.memory_used_gib,
-            memory_total_gib=report.memory_total_gib,
-            disk_free_gib=report.disk_free_gib,
-            gpus=tuple(msgspec.convert(gpu, GpuUse, from_attributes=True) for gpu in report.gpus[:64]),
+            cpu_percent=_finite(report.cpu_percent),
+            memory_used_gib=_finite(report.memory_used_gib),
+            memory_total_gib=_finite(report.memory_total_gib),
+            disk_free_gib=_finite(report.disk_free_gib),
+            gpus=tuple(
+                GpuUse(
+                    index=gpu.index,
+                    name=gpu.name[: wire.MAX_NAME_CHARS],
+                    use_percent=_finite(gpu.use_percent),
+                    memory_used_gib=_finite(gpu.memory_used_gib),
+                    memory_total_gib=_finite(gpu.memory_total_gib),
+                )
+                for gpu in report.gpus[:64]
+            ),
         )
 
     def _on_trouble(self, report: wire.Trouble) -> None:
@@ -351,7 +365,13 @@ class Talk:
         state = run.state
         is_complete = state.has_ended_on_node and run.log.agent_upto >= state.agent_messages
         if is_complete and not state.is_settled and run.run_id not in self._settling:
-            self._settling[run.run_id] = asyncio.create_task(self._settle(run))
+            task = self._settling[run.run_id] = asyncio.create_task(self._settle(run))
+            task.add_done_callback(self._settled)
+
+    @staticmethod
+    def _settled(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a run could not be settled", exc_info=error)
 
     async def _settle(self, run: Run) -> None:
         """Bring the outputs over, then let the doors see the end, then let the node forget."""
@@ -365,15 +385,20 @@ class Talk:
             except OSError as error:
                 self.trouble = f"cannot keep the outputs here: {error.strerror}; make room on the disk"
                 await asyncio.sleep(DISK_RETRY_S)
-        run.log.close()
+        run.close()
         self._fetchers.pop(run.run_id, None)
         self._settling.pop(run.run_id, None)
         self.order(wire.Saved(run_id=run.run_id, upto=run.log.agent_upto, ended=True))
 
 
+def _finite(number: float) -> float:
+    """A measurement that JSON can hold."""
+    return number if math.isfinite(number) else 0.0
+
+
 def _json(data: bytes) -> dict[str, Any] | None:
     try:
-        found = strict_json.loads(data)
+        found = strict_json.loads(data, MESSAGE_LIMITS)
     except CodecError as error:
         logger.info("a message that is not sound JSON was left out: %s", error)
         return None

@@ -93,6 +93,7 @@ class ClusterUnderTest:
         self.folder = folder
         self._module = module
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
         self.http = httpx.AsyncClient(trust_env=False, timeout=70)
 
     async def renew_client(self) -> None:
@@ -107,7 +108,7 @@ class ClusterUnderTest:
         self.process = subprocess.Popen(
             [sys.executable, "-m", self._module, "--folder", str(self.folder)],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | self.environment | environment,
             stdout=log,
             stderr=log,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 
 import pytest
@@ -349,6 +350,27 @@ async def test_the_broker_hears_of_an_idle_node_again_and_again(
     (ended,) = [fact for fact in broker.facts if isinstance(fact, RunEnded)]
     assert idle[0].idle_since_ms == idle[1].idle_since_ms
     assert idle[-1].idle_since_ms == ended.at_ms
+
+
+async def test_a_full_disk_stops_the_log_and_loses_nothing(
+    cluster: ClusterUnderTest, node: FakeNode, broker: FakeBroker
+) -> None:
+    """While nothing can be written, the node keeps the output and doors are told why; afterwards all of it is here."""
+    await cluster.attach(str(node.path))
+    await cluster.submit("run-1")
+    await until(lambda: "run-1" in node.runs)
+    unlimited = resource.prlimit(cluster.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(cluster.pid, resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    whole = await print_lines(node, 300, 0.001)
+    async with asyncio.timeout(10):
+        while "disk" not in (await cluster.batch("run-1")).link_detail:
+            await asyncio.sleep(0.05)
+    resource.prlimit(cluster.pid, resource.RLIMIT_FSIZE, unlimited)
+    messages, view = await cluster.follow("run-1")
+
+    assert text_of(messages) == whole
+    assert view.status is RunStatus.OK
+    await until(lambda: "RunEnded" in broker.kinds())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from jupyter_gpumarket import codecs
 from jupyter_gpumarket.api import InputRef, NodeView
 from jupyter_gpumarket.models import RunStatus
+from jupyter_gpumarket.wire import messages as wire
 
 from .conftest import ClusterUnderTest, FakeBroker, text_of, until
 from .fake_node import FakeNode
@@ -181,7 +183,15 @@ async def test_messages_that_are_not_sound_are_left_out_without_a_gap(
     await cluster.attach(str(node.path))
     await cluster.submit("run-1")
     await until(lambda: "run-1" in node.runs)
-    for content in (b'{"text": NaN}', b'{"a": 1, "a": 2}', b"[" * 100_000, b"[1]", b"\xff", b'{"text": "\\ud800"}'):
+    for content in (
+        b'{"text": NaN}',
+        b'{"a": 1, "a": 2}',
+        b"[" * 100_000,
+        b"[1]",
+        b"\xff",
+        b'{"text": "\\ud800"}',
+        b'{"n": 99999999999999999999}',
+    ):
         await node.emit("run-1", "stream", content)
     await node.emit("run-1", "comm_open", b"{}")
     await node.say("run-1", "sound")
@@ -201,3 +211,30 @@ async def test_the_nodes_view_tells_link_phase_and_sessions(cluster: ClusterUnde
     assert [step.name for step in view.steps] == ["python"]
     log = await cluster.call("GET", "/v1/nodes/lease-1/log")
     assert "the agent's log" in log.text
+
+
+async def test_measurements_that_are_no_numbers_do_not_blind_the_view(
+    cluster: ClusterUnderTest, node: FakeNode
+) -> None:
+    """NaN and infinity from a node's meters become zero: doors can still read the view."""
+    await cluster.attach(str(node.path))
+    await until(lambda: node.orders)
+    gpu = wire.GpuReport(
+        index=0, name="x" * 5000, use_percent=float("nan"), memory_used_gib=float("inf"), memory_total_gib=1.0
+    )
+    await node.peer.send(
+        wire.UseReport(
+            at_ms=-(2**62),
+            cpu_percent=float("nan"),
+            memory_used_gib=float("-inf"),
+            memory_total_gib=1.0,
+            disk_free_gib=1.0,
+            gpus=(gpu,) * 200,
+        )
+    )
+    async with asyncio.timeout(10):
+        while (view := (await cluster.get("/v1/nodes", list[NodeView]))[0]).use is None:
+            await asyncio.sleep(0.05)
+
+    assert view.use.cpu_percent == 0.0
+    assert len(view.use.gpus) <= 64
