@@ -41,8 +41,9 @@ class Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER_GPUMARKET_", "GPUMARKET_"))}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_gpumarket.pool", *self.arguments],
-                stdin=subprocess.DEVNULL,
+                # However the tests end, the closing of this pipe ends the process too.
+                [sys.executable, "-m", "jupyter_gpumarket.pool", *self.arguments, "--until-stdin-ends"],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
@@ -63,6 +64,7 @@ class Process:
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
+        self._close()
 
     def stop(self, timeout_s: float = 30.0) -> int:
         """In order: SIGTERM, and SIGKILL if that takes too long. The exit code."""
@@ -72,10 +74,16 @@ class Process:
                 os.kill(self.process.pid, signal.SIGCONT)
             self.process.terminate()
             try:
-                return self.process.wait(timeout_s)
+                self.process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self._close()
         return self.process.wait()
+
+    def _close(self) -> None:
+        assert self.process is not None
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def logged(self) -> str:
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""

@@ -55,6 +55,7 @@ def add_registry(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-tls", action="store_true", help="never TLS; refused beyond loopback")
     command.add_argument("--heartbeat", type=float, default=3.0, metavar="SECONDS", help="how often hosts speak")
     command.add_argument("--lost-after", type=float, default=30.0, metavar="SECONDS", help="a silent host is lost")
+    command.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
     command.set_defaults(run=run_registry_command)
 
 
@@ -74,6 +75,7 @@ def add_host(command: argparse.ArgumentParser) -> None:
     command.add_argument("--advertise", default="", help="the address by which users reach this machine")
     command.add_argument("--split", action="store_true", help="each GPU is an offer of its own")
     command.add_argument("--gpus", default="", metavar="0,2", help="offer only these GPUs")
+    command.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
     command.set_defaults(run=run_host_command)
 
 
@@ -96,6 +98,7 @@ def run_registry_command(arguments: argparse.Namespace) -> None:
         no_tls=arguments.no_tls,
         heartbeat_s=arguments.heartbeat,
         lost_after_s=arguments.lost_after,
+        until_stdin_ends=arguments.until_stdin_ends,
     )
     asyncio.run(run_registry(options))
 
@@ -124,6 +127,7 @@ def run_host_command(arguments: argparse.Namespace) -> None:
         fingerprint=arguments.fingerprint,
         split=arguments.split,
         gpus=gpu_numbers(arguments.gpus),
+        until_stdin_ends=arguments.until_stdin_ends,
     )
     asyncio.run(run_host(options))
 

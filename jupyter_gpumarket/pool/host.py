@@ -11,7 +11,6 @@ import contextlib
 import logging
 import random
 import secrets
-import signal
 import socket
 import sys
 from collections.abc import Coroutine
@@ -29,7 +28,7 @@ from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.pool import guard, host_facts, host_ssh
 from jupyter_gpumarket.pool.host_leases import HOST_MARK, HostLease, adopt_orphans, kill_marked, remove_folder
-from jupyter_gpumarket.pool.registry import held
+from jupyter_gpumarket.pool.registry import held, stop_request
 from jupyter_gpumarket.pool.registry_client import RegistryClient, RegistrySays
 
 log = logging.getLogger(__name__)
@@ -53,6 +52,7 @@ class HostOptions(Record, frozen=True, kw_only=True):
     fingerprint: str = ""
     split: bool = False
     gpus: tuple[int, ...] | None = None
+    until_stdin_ends: bool = False
 
 
 class Identity(Record, frozen=True, kw_only=True):
@@ -208,7 +208,7 @@ async def run_host(options: HostOptions) -> None:
             region=options.region,
             country=options.country,
         )
-        stop = stop_on_signal()
+        stop = stop_request(with_stdin=options.until_stdin_ends)
         async with RegistryClient(options.registry, await pinned(options)) as registry:
             serving = asyncio.create_task(serve(host, registry, joining, options))
             await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -332,13 +332,6 @@ def sweep(folder: Path, host_id: str) -> None:
     for left in leases.iterdir():
         log.warning("removing %s of an earlier life of this host", left)
         remove_folder(left)
-
-
-def stop_on_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    for what in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(what, stop.set)
-    return stop
 
 
 def own_address(registry: str) -> str:

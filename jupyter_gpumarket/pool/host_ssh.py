@@ -131,9 +131,12 @@ class LeaseSession(asyncssh.SSHServerProcess[bytes]):
         self._lease = lease
         self._closed = closed
         self._started: Started | None = None
+        self._early: list[int] = []
+        self._gone = asyncio.Event()
         self._terminal: int | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._gone.set()
         self._closed(self)
         super().connection_lost(exc)
 
@@ -142,9 +145,13 @@ class LeaseSession(asyncssh.SSHServerProcess[bytes]):
 
     def signal_received(self, signal: str) -> None:
         number = SIGNALS.get(signal)
-        if number is not None and self._started is not None:
-            with contextlib.suppress(OSError):
-                self._started.signal(number)
+        if number is None:
+            return
+        if self._started is None:
+            self._early.append(number)
+            return
+        with contextlib.suppress(OSError):
+            self._started.signal(number)
 
     def break_received(self, msec: int) -> bool:  # noqa: ARG002
         self.signal_received("INT")
@@ -188,7 +195,7 @@ class LeaseSession(asyncssh.SSHServerProcess[bytes]):
         finally:
             for descriptor in (in_read, out_write, err_write):
                 os.close(descriptor)
-        self._started = started
+        self._begun(started)
         feeding = asyncio.create_task(feed(process.stdin, in_write))
         outputs = [Output(out_read, process.stdout), Output(err_read, process.stderr)]
         return await self._until_ended(started, feeding, outputs)
@@ -206,29 +213,39 @@ class LeaseSession(asyncssh.SSHServerProcess[bytes]):
             raise
         finally:
             os.close(theirs)
-        self._started, self._terminal = started, ours
+        self._terminal = ours
+        self._begun(started)
         feeding = asyncio.create_task(feed(process.stdin, os.dup(ours), is_terminal=True))
         try:
             return await self._until_ended(started, feeding, [Output(ours, process.stdout)])
         finally:
             self._terminal = None
 
+    def _begun(self, started: Started) -> None:
+        """Signals that came before there was a process reach it now."""
+        self._started = started
+        for number in self._early:
+            with contextlib.suppress(OSError):
+                started.signal(number)
+
     async def _until_ended(self, started: Started, feeding: asyncio.Task[None], outputs: list[Output]) -> int:
         pumping = [asyncio.create_task(output.pump()) for output in outputs]
-        everything = asyncio.gather(*pumping)
+        everything = asyncio.gather(*pumping, return_exceptions=True)
+        gone: asyncio.Future[Any] = asyncio.create_task(self._gone.wait())
         try:
-            code = await asyncio.shield(started.ended)
-            while not everything.done():
+            # A channel that is gone closes the pipes (a terminal hangs up) and leaves the process to itself.
+            await asyncio.wait([started.ended, gone], return_when=asyncio.FIRST_COMPLETED)
+            while not gone.done() and not everything.done():
                 moved = sum(output.moved for output in outputs)
-                await asyncio.wait(pumping, timeout=LINGER_S)
+                await asyncio.wait([everything, gone], timeout=LINGER_S, return_when=asyncio.FIRST_COMPLETED)
                 waiting = any(output.is_writing for output in outputs)
                 if not waiting and moved == sum(output.moved for output in outputs):
                     break
-            return code
+            return started.ended.result() if started.ended.done() else 0
         finally:
-            for task in (feeding, *pumping):
+            for task in (gone, feeding, *pumping):
                 task.cancel()
-            await asyncio.gather(feeding, *pumping, return_exceptions=True)
+            await asyncio.gather(gone, feeding, everything, return_exceptions=True)
 
 
 class Output:

@@ -43,6 +43,7 @@ class RegistryOptions(Record, frozen=True, kw_only=True):
     no_tls: bool = False
     heartbeat_s: float = 3.0
     lost_after_s: float = 30.0
+    until_stdin_ends: bool = False
 
 
 class RegistryFile(Record, frozen=True, kw_only=True):
@@ -94,7 +95,7 @@ async def run_registry(options: RegistryOptions) -> None:
         write_private(options.folder / "registry.json", msgspec.json.encode(shown))
         announce(shown, options.folder)
         try:
-            await until_told_to_stop(service)
+            await until_told_to_stop(service, stop_request(with_stdin=options.until_stdin_ends))
         finally:
             server.stop()
             await asyncio.wait_for(server.close_all_connections(), 5)
@@ -191,12 +192,8 @@ def announce(shown: RegistryFile, folder: Path) -> None:
     sys.stdout.flush()
 
 
-async def until_told_to_stop(service: RegistryService) -> None:
-    """Run the timers until a signal."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for what in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(what, stop.set)
+async def until_told_to_stop(service: RegistryService, stop: asyncio.Event) -> None:
+    """Run the timers until then."""
     ticking = asyncio.create_task(service.tick_forever())
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait({ticking, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -206,6 +203,23 @@ async def until_told_to_stop(service: RegistryService) -> None:
     ticking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await ticking
+
+
+def stop_request(*, with_stdin: bool) -> asyncio.Event:
+    """Set by SIGTERM, by SIGINT, and on wish when standard input ends: the starter may itself be killed."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for what in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(what, stop.set)
+
+    def read() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            stop.set()
+
+    if with_stdin:
+        loop.add_reader(0, read)
+    return stop
 
 
 @contextlib.contextmanager

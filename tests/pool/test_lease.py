@@ -199,9 +199,13 @@ async def test_exit_statuses_and_signals_arrive(pool: RunningPool) -> None:
         process.terminate()
         done = await process.wait()
         assert (done.exit_status, done.stdout) == (9, "caught\n")
-        process = await connection.create_process("sleep 1000")
+        process = await connection.create_process("echo up; exec sleep 1000")
+        assert await process.stdout.readline() == "up\n"
         process.send_signal("INT")
         assert (await process.wait()).exit_signal[0] == "INT"
+        process = await connection.create_process("sleep 1000")
+        process.terminate()  # before the command has begun
+        assert (await process.wait()).exit_signal[0] == "TERM"
         assert (await connection.run("/no/such/program")).exit_status == 127
 
 
