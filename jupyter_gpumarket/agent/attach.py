@@ -16,9 +16,9 @@ CHUNK_BYTES = 256 * 1024
 CONNECT_PATIENCE_S = 10.0
 
 
-def attach(folder: Path) -> int:
+def attach(folder: Path, patience_s: float = CONNECT_PATIENCE_S) -> int:
     """Bridge until one side ends; the exit code."""
-    connection = connect(folder)
+    connection = connect(folder, patience_s)
     if connection is None:
         sys.stderr.write(f"no agent answers in {folder}: start it with 'serve'\n")
         return 3
@@ -34,11 +34,11 @@ def attach(folder: Path) -> int:
     return 0
 
 
-def connect(folder: Path) -> socket.socket | None:
+def connect(folder: Path, patience_s: float) -> socket.socket | None:
     """The agent's socket; waits a little for an agent that is just starting."""
     # By relative name: a socket's whole path may have only about 100 characters.
     os.chdir(folder)
-    until = time.monotonic() + CONNECT_PATIENCE_S
+    until = time.monotonic() + patience_s
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -31,6 +31,7 @@ from jupyter_gpumarket.agent.streams import Streams
 from jupyter_gpumarket.agent.use import UseMeter
 from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.errors import BadRequest, PeerRestarted, WireError
+from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as m
 from jupyter_gpumarket.wire.peer import Peer
 
@@ -225,6 +226,23 @@ class Agent:
     # ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _execute(self, order: m.Execute) -> None:
+        """Queue a run; one that cannot be is told as ended, for its run is all that the user's side looks at."""
+        try:
+            self._queue(order)
+        except (BadRequest, OSError) as error:
+            reason = str(error) if isinstance(error, BadRequest) else f"the node cannot keep the run: {error.strerror}"
+            report = m.RunStateReport(
+                run_id=order.run_id,
+                session=order.session,
+                status=RunStatus.ERROR,
+                messages=0,
+                reason=reason,
+                error_name="OrderRefused",
+                error_value=reason,
+            )
+            self._outbox.put(("run", order.run_id), report)
+
+    def _queue(self, order: m.Execute) -> None:
         known = self._runs.known(order.run_id)
         if known is not None:
             self._outbox.put(("run", order.run_id), known)

@@ -125,6 +125,7 @@ class Kernel:
 
         Raises:
             KernelDied: the process ended before it replied.
+            OSError: `on_output` or `on_drained` could not write; the kernel goes on.
         """
         idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -132,28 +133,41 @@ class Kernel:
             is_status = message["msg_type"] == "status"
             if is_status and message["content"].get("execution_state") == "idle" and not idle.done():
                 idle.set_result(None)
-            on_output(message)
+            guarded(lambda: on_output(message))
 
+        def guarded(write: Callable[[], None]) -> None:
+            try:
+                write()
+            except OSError as error:
+                if not unwritten.done():
+                    unwritten.set_exception(error)
+
+        unwritten: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         message = self._client.session.msg(msg_type, content)
         msg_id: str = message["header"]["msg_id"]
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._handlers[msg_id] = handle
         self._replies[msg_id] = reply
-        self._drained = on_drained
+        self._drained = lambda: guarded(on_drained)
         try:
             self._client.shell_channel.send(message)
             waiting = asyncio.gather(reply, idle)
-            await asyncio.wait([waiting, self.death], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([waiting, self.death, unwritten], return_when=asyncio.FIRST_COMPLETED)
+            if unwritten.done():
+                waiting.cancel()
+                unwritten.result()
             if not waiting.done():
                 # What the kernel had said before it died may still be under way.
                 await asyncio.wait([waiting], timeout=0.3)
             if not waiting.done():
                 waiting.cancel()
+                on_drained()
                 raise KernelDied(self.death.result())
             answer: dict[str, Any] = waiting.result()[0]
+            on_drained()
             return answer
         finally:
-            on_drained()
+            unwritten.cancel()
             self._drained = lambda: None
             del self._handlers[msg_id]
             del self._replies[msg_id]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -44,12 +45,13 @@ class Session:
         self._waiting: deque[Run] = deque()
         self._wanted = asyncio.Event()
         self._kernel: Kernel | None = None
-        self._kernels_started = 0
+        self._starting = asyncio.Lock()
         self._running: Run | None = None
         self._supervising: asyncio.Task[Outcome] | None = None
         self._ending: Outcome | None = None
         self._is_busy_with_request = False
         self._interrupt_due = False
+        self._is_closed = False
         self._interrupting: asyncio.Future[None] | None = None
         self._task = asyncio.create_task(self._work())
 
@@ -78,6 +80,7 @@ class Session:
 
     async def close(self, reason: str = "the session was closed") -> None:
         """End the session for good."""
+        self._is_closed = True
         self._end_runs(reason, "SessionClosed")
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -95,7 +98,7 @@ class Session:
                 self._supervising.cancel()
 
     async def _work(self) -> None:
-        while True:
+        while not self._is_closed:
             while not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
@@ -108,7 +111,8 @@ class Session:
             except asyncio.CancelledError:
                 outcome = self._take_ending()
             except OSError as error:
-                await self._send_interrupt()
+                if self._kernel is not None:
+                    await self._kernel.interrupt()
                 outcome = failed("NodeDiskError", f"the node cannot write the output: {error.strerror}")
             except Exception as error:  # noqa: BLE001 - one run's failure must not end the session
                 outcome = failed("AgentError", f"the agent failed while it ran this cell: {error!r}")
@@ -189,9 +193,11 @@ class Session:
     async def _request(
         self, kernel: Kernel, collector: Collector, msg_type: str, content: dict[str, Any]
     ) -> dict[str, Any]:
+        begins_with = "execute_input" if msg_type == "execute_request" else "status"
+
         def on_output(message: dict[str, Any]) -> None:
-            # Only a kernel that has begun with the request hears an interrupt.
-            if message["msg_type"] == "status" and message["content"].get("execution_state") == "busy":
+            # A kernel hears an interrupt only once it is inside of the request.
+            if message["msg_type"] == begins_with and not self._is_busy_with_request:
                 self._is_busy_with_request = True
                 if self._interrupt_due:
                     self._interrupting = asyncio.ensure_future(self._send_interrupt())
@@ -220,12 +226,17 @@ class Session:
                 self._tell(SessionReport(session=self.name, state="dead", reason="the cell called exit()"))
 
     async def _ready_kernel(self) -> Kernel:
+        """The session's kernel, started anew if need be; one start at a time, for a restart may meet a cell."""
+        async with self._starting:
+            return await self._living_kernel()
+
+    async def _living_kernel(self) -> Kernel:
         if self._kernel is not None and self._kernel.is_alive:
             return self._kernel
         await self._drop_kernel()
         self._tell(SessionReport(session=self.name, state="starting"))
-        self._kernels_started += 1
-        name = f"{self.name}-{self._kernels_started}"
+        # A session that was closed may have left a kernel of the same session's name behind, still ending.
+        name = f"{self.name[:24]}-{uuid.uuid4().hex[:8]}"
         self._kernel = await Kernel.start(
             self._folder.kernels, name, cwd=self._folder.work, environment=self._environment
         )

@@ -35,7 +35,7 @@ class Streams:
     def take(self, message: OpenStream | StreamData | StreamCredit | CloseStream) -> None:
         """A message about a stream; those about unknown streams are late, and ignored."""
         if isinstance(message, OpenStream):
-            self._start(self._listen(message) if message.listen else self._connect(message))
+            self._open(message)
             return
         stream = self._streams.get(message.stream)
         if isinstance(message, CloseStream) and message.stream in self._listeners:
@@ -48,6 +48,17 @@ class Streams:
             stream.grant(message.bytes)
         else:
             stream.abort()
+
+    def _open(self, order: OpenStream) -> None:
+        if order.listen:
+            self._start(self._listen(order))
+        elif order.stream in self._streams or len(self._streams) >= MAX_STREAMS:
+            reason = f"stream {order.stream} cannot be opened: the number is in use, or there are too many"
+            self._start(self._send(CloseStream(stream=order.stream, reason=reason)))
+        else:
+            # Known before it is connected, so that what follows at once is not taken for late.
+            stream = self._streams[order.stream] = Stream(order.stream, self._send)
+            self._start(self._connect(stream, order.port))
 
     def close(self) -> None:
         """End everything."""
@@ -63,20 +74,13 @@ class Streams:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, order: OpenStream) -> None:
-        if order.stream in self._streams or len(self._streams) >= MAX_STREAMS:
-            await self._send(
-                CloseStream(stream=order.stream, reason="this stream cannot be opened: too many, or in use")
-            )
-            return
-        # Known before it is connected, so that what follows at once is not taken for late.
-        stream = self._streams[order.stream] = Stream(order.stream, self._send)
+    async def _connect(self, stream: Stream, port: int) -> None:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", order.port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError as error:
-            self._streams.pop(order.stream, None)
-            await self._send(CloseStream(stream=order.stream, reason=f"port {order.port} on the node: {error}"))
+            self._streams.pop(stream.number, None)
+            await self._send(CloseStream(stream=stream.number, reason=f"port {port} on the node: {error}"))
             return
         await self._carry(stream, reader, writer)
 
@@ -157,15 +161,16 @@ class Stream:
                 await both
 
     async def _outward(self, reader: asyncio.StreamReader) -> None:
-        while True:
-            while self._may_send <= 0:
-                self._credit.clear()
-                await self._credit.wait()
-            data = await reader.read(min(CHUNK_BYTES, self._may_send))
-            self._may_send -= len(data)
-            await self._send(StreamData(stream=self.number, data=data, end=not data))
-            if not data:
-                return
+        # One piece is read ahead of the credit, so that the end is noticed without any.
+        while data := await reader.read(CHUNK_BYTES):
+            while data:
+                while self._may_send <= 0:
+                    self._credit.clear()
+                    await self._credit.wait()
+                part, data = data[: self._may_send], data[self._may_send :]
+                self._may_send -= len(part)
+                await self._send(StreamData(stream=self.number, data=part))
+        await self._send(StreamData(stream=self.number, data=b"", end=True))
 
     async def _inward(self, writer: asyncio.StreamWriter) -> None:
         while True:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from jupyter_gpumarket.wire.messages import Interrupt, RestartSession, RunStateReport, SessionReport
+from jupyter_gpumarket.wire.messages import CloseSession, Interrupt, RestartSession, RunStateReport, SessionReport
 from tests.agent.user_side import UserSide, gone
 
 FOREVER = "import time\nprint('begun')\nwhile True: time.sleep(0.05)"
@@ -68,6 +68,17 @@ async def test_a_cell_that_ignores_an_interrupt_is_told(user: UserSide) -> None:
         state = await user.ended(each)
         assert (state.status, state.error_name) == ("error", "SessionRestarted")
     assert (await user.run("pass")).status == "ok"
+
+
+async def test_a_session_closed_and_used_again_is_new(user: UserSide) -> None:
+    """CloseSession ends the kernel and what runs in it; the same name at once is a new session."""
+    run_id = await user.start_run("x = 1\n" + FOREVER)
+    await begun(user, run_id)
+    await user.peer.send(CloseSession(session="main"))
+    again = await user.run("x")
+
+    assert (await user.ended(run_id)).error_name == "SessionClosed"
+    assert again.error_name == "NameError"
 
 
 async def test_a_time_out_interrupts(user: UserSide) -> None:
@@ -152,13 +163,13 @@ async def test_sigterm_ends_everything(user: UserSide) -> None:
     code = """
 import os, subprocess
 child = subprocess.Popen(['sleep', '100'], start_new_session=True)
-print(os.getpid(), child.pid)
+print(os.getpid(), child.pid, flush=True)
 """
-    run_id = await user.start_run(code)
-    await user.ended(run_id)
+    run_id = await user.start_run(code + FOREVER)
+    await begun(user, run_id)
     user.agent.terminate()
     await asyncio.wait_for(user.agent.wait(), 15)
 
-    for pid in user.text(run_id).split():
+    for pid in user.text(run_id).split()[:2]:
         assert await gone(int(pid))
     assert not (user.folder / "agent.sock").exists()
