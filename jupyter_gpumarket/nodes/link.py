@@ -275,8 +275,7 @@ class NodeLink:
             return HostKeyChanged(
                 f"{self.name} shows another host key than the recorded one: recorded {guard.pinned.get_fingerprint()}, "
                 f"shown now {guard.refused.get_fingerprint()}. It may be another machine, or somebody in between; "
-                "nothing was sent to it. Release this node and rent anew; only if its operator tells you that the key "
-                "was changed, record the new one"
+                "nothing was sent to it. Release this lease and rent anew: a new lease records the key anew"
             )
         if guard.talkative:
             return NodeError(f"{self.name} sends banners without end instead of logging in; use another node")

@@ -154,7 +154,7 @@ def _needed(distribution: metadata.Distribution) -> Iterator[str]:
 
 def _zipped(files: Iterable[tuple[Path, str]]) -> bytes:
     with tempfile.TemporaryFile() as memory:
-        with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+        with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for path, name in files:
                 archive.write(path, name)
         memory.seek(0)

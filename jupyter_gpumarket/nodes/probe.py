@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.errors import CommandFailed, NodeError, Unreachable
+from jupyter_gpumarket.errors import NodeError, Unreachable
 from jupyter_gpumarket.models import Offer, Record
 from jupyter_gpumarket.nodes.address import shown
 from jupyter_gpumarket.nodes.compare import Compute, Gpu, Network, ProbeReport, compare
@@ -21,8 +22,9 @@ from jupyter_gpumarket.nodes.orders import Answer, order
 from jupyter_gpumarket.nodes.plan import Installed
 
 TOTAL_S = 20.0
+# What the node gets for its report, and how long we wait for that.
+ON_NODE_S = 11.0
 REPORT_S = 14.0
-COMPUTE_S = 9.0
 TRANSFER_S = 2.5
 MAX_TRANSFER_BYTES = 4 * 1024 * 1024
 FIRST_TRANSFER_BYTES = 128 * 1024
@@ -64,14 +66,10 @@ async def probe(link: NodeLink, installed: Installed, offer: Offer | None) -> Pr
         NodeError: its answer is none.
         Unreachable: the link was lost.
     """
-    try:
-        async with asyncio.timeout(TOTAL_S):
-            network = await _network(link)
-            what = {"python": installed.python, "compute_s": COMPUTE_S}
-            told = await order(link, "probe", what, _Told, timeout_s=REPORT_S, python=installed.python)
-    except TimeoutError:
-        raise CommandFailed(f"the probe of {link.name} did not end within {TOTAL_S:g} s") from None
-    report = _cleaned(told, network)
+    until = time.monotonic() + TOTAL_S
+    what = {"python": installed.python, "limit_s": ON_NODE_S}
+    told = await order(link, "probe", what, _Told, timeout_s=REPORT_S, python=installed.python)
+    report = _cleaned(told, await _network(link, until))
     return ProbeResult(
         report=msgspec.json.decode(msgspec.json.encode(report)),
         differences=compare(report, offer) if offer is not None else (),
@@ -96,26 +94,23 @@ def _texts(value: Any) -> Any:
     return value
 
 
-async def _network(link: NodeLink) -> Network:
-    round_trip_s = await _measured(_round_trip_s(link))
+async def _network(link: NodeLink, until: float) -> Network:
+    round_trip_s = await _measured(_round_trip_s(link), until)
     return Network(
         round_trip_ms=None if round_trip_s is None else round(round_trip_s * 1000, 2),
-        down_mbps=await _measured(_down_mbps(link)),
-        up_mbps=await _measured(_up_mbps(link, round_trip_s or 0.0)),
+        down_mbps=await _measured(_down_mbps(link), until),
+        up_mbps=await _measured(_up_mbps(link, round_trip_s or 0.0), until),
     )
 
 
-async def _measured(measuring: Any) -> float | None:
-    """A figure, or None when the node does not play along; a broken link is still an error."""
+async def _measured(measuring: Coroutine[Any, Any, float | None], until: float) -> float | None:
+    """A figure, or None when time is over or the node does not play along; a broken link is still an error."""
     try:
-        async with asyncio.timeout(2 * TRANSFER_S):
-            result: float | None = await measuring
-            return result
-    except (TimeoutError, CommandFailed):
-        return None
+        async with asyncio.timeout(max(0.0, min(2 * TRANSFER_S, until - time.monotonic()))):
+            return await measuring
     except Unreachable:
         raise
-    except NodeError:
+    except (TimeoutError, NodeError):
         return None
 
 

@@ -143,7 +143,7 @@ async def test_a_changed_host_key_is_refused_with_both_fingerprints(sshd: Sshd, 
 
     assert old in str(caught.value)
     assert fingerprint(sshd.host_key) in str(caught.value)
-    assert "Release this node" in str(caught.value)
+    assert "Release this lease" in str(caught.value)
     assert "Accepted publickey" not in sshd.log()
 
 

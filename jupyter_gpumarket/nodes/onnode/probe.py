@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,15 +104,20 @@ for attempt in ([with_torch, with_cupy] if sys.argv[1] == "gpu" else []) + [with
 def answer(order_text: str) -> None:
     """Probe the machine and print what was found."""
     order = json.loads(order_text)
+    until = time.monotonic() + order["limit_s"]
     trouble: list[str] = []
     gpus = visible(nvidia(trouble), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    computed = compute(order["python"], bool(gpus) or has_gpu_device(), order["compute_s"], trouble)
+    # On big machines each nvidia-smi takes seconds: what is only nice to know is left out when time is short.
+    has_time = bool(gpus) and until - time.monotonic() > order["limit_s"] / 2
+    cuda, cc = (cuda_version(trouble), confidential(trouble)) if has_time else ("", "")
+    left_s = max(2.0, until - time.monotonic())
+    computed = compute(order["python"], bool(gpus) or has_gpu_device(), left_s, trouble)
     if not gpus:
         gpus = [gpu_of(item) for item in computed if item["device"] != "cpu"]
     disk = shutil.disk_usage(os.path.expanduser("~"))
     result = {
         "gpus": gpus,
-        "cuda": cuda_version(trouble),
+        "cuda": cuda,
         "cpu_model": cpu_model(),
         "cpu_cores": cpu_cores(),
         "memory_mib": memory_bytes() // 2**20,
@@ -121,7 +127,7 @@ def answer(order_text: str) -> None:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "confidential": confidential(trouble) if gpus else "",
+        "confidential": cc,
         "compute": computed,
         "trouble": trouble,
     }
@@ -247,7 +253,7 @@ def compute(python: str, gpu: bool, limit_s: float, trouble: list[str]) -> list[
             check=False,
         )
     except subprocess.TimeoutExpired:
-        trouble.append(f"the calculation did not end within {limit_s:g} s")
+        trouble.append(f"the calculation did not end within {limit_s:.0f} s")
         return []
     except OSError as error:
         trouble.append(f"the calculation did not start: {error}")
