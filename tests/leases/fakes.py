@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 
@@ -201,6 +202,7 @@ class FakeClusters:
     def __init__(self, clock: Clock | None = None) -> None:
         self.engine: LeaseEngine | None = None
         self.calls: list[str] = []
+        self.differences: tuple[str, ...] = ()
         self._clock = clock or SystemClock()
 
     async def attach(self, lease: Lease, *, self_stop: SelfStop | None, resume: bool) -> None:
@@ -216,7 +218,7 @@ class FakeClusters:
         at_ms = self._clock.now_ms()
         await self.engine.report(Linked(lease_id=lease_id, at_ms=at_ms, host_key="key", first_sight=True))
         await self.engine.report(Prepared(lease_id=lease_id, at_ms=at_ms, python="3", versions={}, steps_ms={}))
-        await self.engine.report(Probed(lease_id=lease_id, at_ms=at_ms, report={}, differences=()))
+        await self.engine.report(Probed(lease_id=lease_id, at_ms=at_ms, report={}, differences=self.differences))
 
     async def detach(self, lease: Lease) -> None:
         self.calls.append("detach")
@@ -242,19 +244,27 @@ class FakeKeys:
 class Bench:
     """An engine with everything around it."""
 
-    def __init__(self, market: FakeMarket | None = None, policy: Policy = QUICK, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        market: FakeMarket | None = None,
+        policy: Policy = QUICK,
+        clock: Clock | None = None,
+        clusters: FakeClusters | None = None,
+        store: MemoryStore | None = None,
+    ) -> None:
         self.clock = clock or SystemClock()
         self.market = market or FakeMarket()
-        self.store = MemoryStore(self.clock)
-        self.clusters = FakeClusters(self.clock)
+        self.store: Any = store or MemoryStore(self.clock)
+        self.clusters = clusters or FakeClusters(self.clock)
         self.keys = FakeKeys()
         self.policy = policy
         self.engine = self.new_engine()
 
-    def new_engine(self) -> LeaseEngine:
+    def new_engine(self, *, without_market: bool = False) -> LeaseEngine:
+        """The next broker's engine, over the same store and world."""
         self.engine = LeaseEngine(
             store=self.store,
-            marketplaces={self.market.name: self.market},
+            marketplaces={} if without_market else {self.market.name: self.market},
             offers=FakeOffers(self.market),
             clusters=self.clusters,
             keys=self.keys,
