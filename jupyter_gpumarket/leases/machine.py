@@ -255,11 +255,15 @@ def advance(lease: Lease, event: Event, policy: Policy, now_ms: int) -> tuple[Le
 
 
 def is_stale(lease: Lease, event: Event) -> bool:
-    """Whether an event is about an earlier attempt: another rental, or a node from before this one was reached for."""
+    """Whether an event is about an earlier attempt: another rental, or a node from before this one was reached for.
+
+    Times from before the lease itself only tell that somebody has set the clock back.
+    """
     if isinstance(event, RentalSeen):
         return bool(lease.rental_id) and event.rental.rental_id != lease.rental_id
-    linking_ms = lease.phases.get(S.LINKING)
-    return isinstance(event, Fact) and linking_ms is not None and event.at_ms < linking_ms
+    if not isinstance(event, Fact) or not lease.attempts or S.LINKING not in lease.phases:
+        return False
+    return lease.created_ms <= event.at_ms < lease.phases[S.LINKING]
 
 
 def next_due(lease: Lease) -> tuple[int, Event] | None:

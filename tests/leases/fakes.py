@@ -250,7 +250,7 @@ class Bench:
         policy: Policy = QUICK,
         clock: Clock | None = None,
         clusters: FakeClusters | None = None,
-        store: MemoryStore | None = None,
+        store: Any = None,
     ) -> None:
         self.clock = clock or SystemClock()
         self.market = market or FakeMarket()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from jupyter_gpumarket.api import JournalLine, LinkBack, LinkLost, NodeFailed, NodeIdle, Probed, RunStarted
+from jupyter_gpumarket.clock import SystemClock
 from jupyter_gpumarket.errors import (
     BadRequest,
     InsufficientFunds,
@@ -21,7 +23,7 @@ from jupyter_gpumarket.errors import (
     Temporary,
     Unreachable,
 )
-from jupyter_gpumarket.journal import NewEntry
+from jupyter_gpumarket.journal import Journal, NewEntry
 from jupyter_gpumarket.models import (
     Capabilities,
     Lease,
@@ -620,3 +622,61 @@ async def test_waiting_returns_at_the_next_change_or_in_time() -> None:
 
         assert (same.state, again.state, changed.state) == (S.READY, S.READY, S.DRAINING)
         assert seq == later < last
+
+
+async def test_the_engine_lives_on_the_real_journal(tmp_path: Path) -> None:
+    """Wish, crash, recovery and proof of the end on SQLite; the journal adds up afterwards."""
+    clock = SystemClock()
+    url = f"sqlite:///{tmp_path / 'journal.sqlite'}"
+    journal = Journal.open(url, clock)
+    bench = Bench(store=journal)
+    await bench.engine.start()
+    lease = await ready(bench)
+    await bench.engine.aclose()
+    journal.close()
+    bench.store = journal = Journal.open(url, clock)
+    bench.new_engine()
+    async with running(bench):
+        known, seq = await bench.engine.wait_changed(lease.lease_id, 0, 1)
+        await bench.engine.release(lease.lease_id, "done")
+        released = await bench.reaches(lease.lease_id, S.RELEASED)
+
+        assert known.rental_id == lease.rental_id
+        assert seq > 0
+        assert journal.lease(lease.lease_id) == released
+    journal.verify()
+    journal.close()
+
+
+class JumpingClock(SystemClock):
+    """A wall clock that somebody sets."""
+
+    jump_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.jump_ms
+
+
+async def test_a_clock_set_forward_or_a_night_asleep_ends_the_lease_at_its_deadline() -> None:
+    """The wall's clock counts: after eight hours asleep nobody waits another hour."""
+    clock = JumpingClock()
+    async with running(Bench(clock=clock)) as bench:
+        lease = await ready(bench, max_s=3600)
+        clock.jump_ms = 8 * 3600 * 1000
+        released = await bench.reaches(lease.lease_id, S.RELEASED)
+
+        assert released.reason == "the agreed hours are over"
+
+
+async def test_a_clock_set_back_gives_no_longer_lease() -> None:
+    """The monotonic clock counts too."""
+    clock = JumpingClock()
+    async with running(Bench(clock=clock)) as bench:
+        lease = await ready(bench, max_s=1)
+        clock.jump_ms = -3600 * 1000
+        released = await bench.reaches(lease.lease_id, S.RELEASED)
+
+        assert released.reason == "the agreed hours are over"
+        assert released.billed_from_ms is not None
+        assert released.billed_to_ms is not None
+        assert released.billed_to_ms >= released.billed_from_ms

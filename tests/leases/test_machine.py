@@ -452,11 +452,12 @@ def test_phases_have_a_deadline_in_money_too() -> None:
 
 def test_facts_of_an_earlier_node_are_stale() -> None:
     """A fact from before this node was reached for, or of another rental, changes nothing."""
-    lease = lease_in(S.LINKING)
+    lease = lease_in(S.LINKING, attempts=(TRIED,))
     old = Probed(lease_id="lease-1", at_ms=lease.phases[S.LINKING] - 1, report={}, differences=())
     other = RentalSeen(rental=rental(RentalStatus.GONE, rental_id="r0"))
 
     assert machine.advance(lease, old, POLICY, NOW_MS) == (lease, ())
+    assert machine.advance(lease_in(S.LINKING), old, POLICY, NOW_MS)[0].state is S.READY
     assert machine.advance(lease, other, POLICY, NOW_MS) == (lease, ())
 
 
