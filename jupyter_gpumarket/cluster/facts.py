@@ -36,10 +36,11 @@ class _Head(Record, frozen=True, kw_only=True):
 
 
 class FactQueue:
-    """Facts on disk, and the task that delivers them."""
+    """Facts on disk, and the task that delivers them. `facts.taken` notes how far the broker has them."""
 
     def __init__(self, folder: Path, cluster_id: str) -> None:
         self._path = folder / "facts.jsonl"
+        self._taken_path = folder / "facts.taken"
         self._broker_file = folder / "broker.json"
         self._cluster_id = cluster_id
         self._waiting: list[AnyFact] = []
@@ -111,7 +112,9 @@ class FactQueue:
         del self._waiting[:taken]
         self._head = msgspec.structs.replace(self._head, first=self._head.first + taken)
         self._delivered += taken
-        if not self._waiting or self._delivered >= COMPACT_AFTER:
+        # Not forced to the disk: after a power cut some facts are sent again, and the broker knows their numbers.
+        self._taken_path.write_bytes(b"%020d" % self._head.first)
+        if self._delivered >= COMPACT_AFTER:
             self._compact()
 
     def _compact(self) -> None:
@@ -130,7 +133,17 @@ class FactQueue:
         end = whole.rfind(b"\n") + 1
         os.truncate(self._path, end)  # half a line: a fact that was never acknowledged to anybody
         lines = whole[:end].splitlines()
-        self._waiting = [msgspec.json.decode(line, type=AnyFact) for line in lines[1:]]
+        head = msgspec.json.decode(lines[0], type=_Head)
+        taken = max(0, min(self._taken_before() - head.first, len(lines) - 1))
+        self._waiting = [msgspec.json.decode(line, type=AnyFact) for line in lines[1 + taken :]]
         if self._waiting:
             self._arrived.set()
-        return msgspec.json.decode(lines[0], type=_Head)
+        self._delivered = taken
+        return msgspec.structs.replace(head, first=head.first + taken)
+
+    def _taken_before(self) -> int:
+        """The number of the first fact that the broker has not taken, as far as was noted."""
+        try:
+            return int(self._taken_path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
