@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jupyter_gpumarket.api import CostQuery, Reconciliation
-from jupyter_gpumarket.cli.tables import as_json, text_table
+from jupyter_gpumarket.cli.tables import as_json, safe, text_table
 from jupyter_gpumarket.client import Client, connect
 from jupyter_gpumarket.clock import iso_utc
 from jupyter_gpumarket.errors import BadRequest
@@ -89,11 +89,11 @@ def reconciliation_table(checked: Sequence[Reconciliation], names: dict[str, str
             format_usd(r.ours_nusd, places=9),
             format_usd(r.theirs_nusd, places=9),
             format_usd(r.gap_nusd, places=9),
-            r.explained,
         ]
         for r in checked
     ]
-    return text_table(["lease", "marketplace", "our ledger", "their bill", "gap", "why"], rows)
+    reasons = [safe(f"{names.get(r.lease_id, r.lease_id)}: {r.explained}") for r in checked if r.explained]
+    return "\n".join([text_table(["lease", "marketplace", "our ledger", "their bill", "gap"], rows), *reasons])
 
 
 def _write(charges: Sequence[Charge], path: Path) -> None:
