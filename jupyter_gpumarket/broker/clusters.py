@@ -7,6 +7,7 @@ again: `cluster.json` (its own: URL, token, pid) and `broker.json` (ours: URL an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -192,6 +193,16 @@ class Clusters:
                 )
             except NodeError as error:
                 log.warning("not yet: %s", error)
+
+    async def end_unused(self, open_leases: list[Lease]) -> None:
+        """Ask the processes whose leases have all ended to end now, instead of after their own idle time."""
+        used = {cluster_of(lease) for lease in open_leases}
+        for folder in sorted((self._folders.state / "clusters").glob("*/cluster.json")):
+            process = self._file(folder.parent.name)
+            if process is not None and folder.parent.name not in used:
+                # One that has ended already cannot be reached, and one that hangs ends by its idle time.
+                with contextlib.suppress(NodeError):
+                    await self._call(process, "POST", "/v1/shutdown", timeout_s=GLANCE_TIMEOUT_S)
 
     async def _is_there(self, lease: Lease) -> bool:
         """Whether the process runs; one that does not answer now may still do so."""

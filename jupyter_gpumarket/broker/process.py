@@ -152,6 +152,7 @@ async def _live(folders: Folders, redactor: Redactor) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await server.close_all_connections()
+        await broker.parts.clusters.end_unused(broker.parts.books.open_leases())
         await broker.aclose(CLOSE_TIMEOUT_S)
 
 
@@ -168,8 +169,10 @@ def _announce(folders: Folders, url: str, tokens: TokenBook) -> None:
 
 
 def _withdraw(folders: Folders) -> None:
-    """Only the holder of the lock comes here, so the file is ours (or left over from one that was killed)."""
-    folders.broker_file.unlink(missing_ok=True)
+    """Take our file away. Where the whole folder was deleted and made anew meanwhile, another broker's lies there."""
+    with contextlib.suppress(OSError, msgspec.DecodeError, AttributeError):
+        if msgspec.json.decode(folders.broker_file.read_bytes()).get("pid") == os.getpid():
+            folders.broker_file.unlink(missing_ok=True)
 
 
 def _beats(broker: Broker, stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:

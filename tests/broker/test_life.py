@@ -67,6 +67,18 @@ def test_sigterm_ends_it_cleanly(folders: Folders) -> None:
         assert second != first
 
 
+def test_a_broker_leaves_anothers_file_alone(folders: Folders) -> None:
+    """Where the state folder was made anew under a running broker, its end does not hide the new broker."""
+    with broker_of(folders) as door:
+        first = door.health().pid
+        other = folders.broker_file.read_bytes().replace(str(first).encode(), b"1")
+        write_private(folders.broker_file, other)
+        os.kill(first, signal.SIGTERM)
+        until("it has ended", lambda: ended(first))
+
+        assert folders.broker_file.read_bytes() == other
+
+
 def test_shutdown_route_ends_it(folders: Folders) -> None:
     """A door can end the broker; asked again, without one running, it is an error that says so."""
     with broker_of(folders) as door:
