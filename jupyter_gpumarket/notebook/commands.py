@@ -25,7 +25,7 @@ from jupyter_gpumarket.notebook.options import (
     Parser,
     add_limit_arguments,
     add_wish_arguments,
-    duration_s,
+    hours_from,
     money,
     query_from,
     wish_from,
@@ -117,7 +117,7 @@ class Commands:
 
     def _offers(self, arguments: argparse.Namespace) -> None:
         query = query_from(arguments, self._notebook.settings)
-        hours = float(arguments.hours) if arguments.hours else 1.0
+        hours = hours_from(arguments.hours) if arguments.hours else 1.0
         found = self._notebook.client.offers(OfferSearch(query=query, hours=hours, limit=arguments.limit))
         if not found.offers:
             renting.refuse_nothing(found)
@@ -236,7 +236,7 @@ class Commands:
         view = self._one(arguments.node)
         extended = self._notebook.client.extend(
             view.lease.lease_id,
-            max_s=round(duration_s(f"{arguments.hours}h")) if arguments.hours else None,
+            max_s=round(hours_from(arguments.hours) * 3600) if arguments.hours else None,
             budget_nusd=money("--budget", arguments.budget) if arguments.budget else None,
         )
         deadline = iso_utc(extended.lease.deadline_ms) if extended.lease.deadline_ms else "not set yet"

@@ -11,18 +11,6 @@ from jupyter_gpumarket.notebook.cleaning.messages import clean_failure
 from jupyter_gpumarket.notebook.cleaning.text import one_line
 
 
-class CellFailed(RemoteError):
-    """A cell failed on the node: shown as the remote traceback, once."""
-
-    def __init__(self, name: str, value: str, traceback: list[str], node: str) -> None:
-        super().__init__(name, value, traceback)
-        self.node = node
-
-    def _render_traceback_(self) -> list[str]:
-        head = f"on {self.node}:" if self.node else "on the node:"
-        return [head, *(self.traceback or [f"{self.name}: {self.value}"])]
-
-
 class RemoteInterrupt(KeyboardInterrupt):
     """Ctrl-C reached the remote cell: raised again here so that "Run all" stops."""
 
@@ -37,9 +25,20 @@ class RemoteInterrupt(KeyboardInterrupt):
 def shown_short(error: BaseException) -> BaseException:
     """The error, so marked that IPython shows one line instead of our own stack."""
     if not hasattr(error, "_render_traceback_"):
-        renderer: Callable[[], list[str]] = lambda: [f"{type(error).__name__}: {error}"]  # noqa: E731
-        error.__dict__["_render_traceback_"] = renderer
+        _show_as(error, lambda: [f"{type(error).__name__}: {error}"])
     return error
+
+
+def remote_error(name: str, value: str, traceback: list[str], node: str) -> RemoteError:
+    """A cell's failure on a node: shown as the remote traceback, once."""
+    error = RemoteError(name, value, traceback)
+    _show_as(error, lambda: [f"on {node}:", *(traceback or [f"{name}: {value}"])])
+    return error
+
+
+def _show_as(error: BaseException, render: Callable[[], list[str]]) -> None:
+    # IPython asks an exception for this method before it prints a traceback of its own.
+    error.__dict__["_render_traceback_"] = render
 
 
 def error_of(view: RunView, node: str) -> BaseException | None:
@@ -51,11 +50,11 @@ def error_of(view: RunView, node: str) -> BaseException | None:
         return None
     if view.status == RunStatus.ERROR:
         name = failure.name if view.error_name else "RemoteError"
-        return CellFailed(name, failure.value or reason or "the cell failed", traceback, node)
+        return remote_error(name, failure.value or reason or "the cell failed", traceback, node)
     if view.status == RunStatus.INTERRUPTED:
         return RemoteInterrupt(reason or "the cell was interrupted on the node", traceback)
     if view.status == RunStatus.TIMED_OUT:
-        return CellFailed("TimeoutError", reason or "the cell took longer than its --timeout", traceback, node)
+        return remote_error("TimeoutError", reason or "the cell took longer than its --timeout", traceback, node)
     if view.status == RunStatus.LOST:
         return NodeError(
             f"{node} is gone, and what the cell had not brought back with it ({reason or 'no reason was told'}); "

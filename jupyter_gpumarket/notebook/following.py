@@ -158,7 +158,7 @@ class Follower:
         for one in frame:
             if isinstance(one, Truncated) and run.view is not None and run.view.spill_path:
                 where = one_line(run.view.spill_path, 300)
-                self._stage.show([Truncated(note=f"{one.note}; all of it is in {where}")], prefix=run.prefix)
+                self._stage.show([Truncated(note=f"{one.note}; the rest is in {where}")], prefix=run.prefix)
                 continue
             self._stage.show([one], prefix=run.prefix)
             if isinstance(one, Clear):

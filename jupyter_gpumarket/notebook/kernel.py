@@ -38,6 +38,7 @@ class Notebook:
         self._client: Client | None = None
         self._clusters: dict[str, ClusterClient] = {}
         self._mine: list[str] = []
+        self._told: set[tuple[str, str]] = set()
 
     @property
     def client(self) -> Client:
@@ -72,6 +73,22 @@ class Notebook:
         if lease_id in self._mine:
             self._mine.remove(lease_id)
         self._clusters.pop(lease_id, None)
+
+    def lost(self) -> Lease | None:
+        """The node that this kernel used last, when it has ended since; told once."""
+        if not self._mine:
+            return None
+        lease = self.client.lease(self._mine[-1]).lease
+        if is_usable(lease):
+            return None
+        self.forget(lease.lease_id)
+        return lease
+
+    def fresh_notices(self, view: LeaseView) -> list[str]:
+        """What the broker has to say about a node (a budget that runs out, say) and has not been shown yet."""
+        fresh = [notice for notice in view.notices if (view.lease.lease_id, notice) not in self._told]
+        self._told.update((view.lease.lease_id, notice) for notice in fresh)
+        return fresh
 
     def leases(self) -> list[LeaseView]:
         """This notebook's open leases, the one to use first."""

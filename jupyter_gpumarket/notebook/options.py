@@ -115,7 +115,7 @@ def query_from(arguments: argparse.Namespace, settings: Settings) -> OfferQuery:
 
 def wish_from(arguments: argparse.Namespace, settings: Settings) -> Wish:
     """What to rent, within which limits; what was not told comes from the settings."""
-    hours = settings.hours if arguments.hours is None else _hours(arguments.hours)
+    hours = settings.hours if arguments.hours is None else hours_from(arguments.hours)
     return Wish(
         query=query_from(arguments, settings),
         budget_nusd=money("--budget", arguments.budget or settings.budget),
@@ -213,7 +213,12 @@ def listed(given: list[str] | None) -> list[str]:
     return [part.strip() for text in given or [] for part in text.split(",") if part.strip()]
 
 
-def _hours(text: str) -> float:
+def hours_from(text: str) -> float:
+    """A number of hours, at most a year.
+
+    Raises:
+        BadRequest: not such a number.
+    """
     try:
         hours = float(text)
     except ValueError:

@@ -8,6 +8,7 @@ from typing import NoReturn
 from jupyter_gpumarket.api import LeaseView, OfferList, OfferSearch
 from jupyter_gpumarket.clock import in_words
 from jupyter_gpumarket.errors import (
+    BadRequest,
     BudgetExceeded,
     ConfigError,
     GpuMarketError,
@@ -108,7 +109,7 @@ def rent(notebook: Notebook, stage: Stage, line: CostLine, wish: Wish, owner: Ow
         if view is not None:
             view = _wait_ready(notebook, line, watch, view)
     if view is None:
-        raise _cancel(notebook, stage, request.request_id)
+        raise _cancel(notebook, stage, request)
     notebook.use(view.lease.lease_id)
     return view.lease
 
@@ -197,12 +198,17 @@ def _step(view: LeaseView) -> str:
     return running[-1] if running else ""
 
 
-def _cancel(notebook: Notebook, stage: Stage, request_id: str) -> BaseException:
-    """Give back whatever the wish may have led to, and say what became of it."""
-    found = [view for view in notebook.client.leases() if view.lease.request.request_id == request_id]
-    if not found:
+def _cancel(notebook: Notebook, stage: Stage, request: LeaseRequest) -> BaseException:
+    """Give back whatever the wish may have led to, and say what became of it.
+
+    The interrupted call may reach the broker later than any look at its leases. So the wish is made again: the same
+    request is one lease, and that one is released for certain.
+    """
+    try:
+        wished = notebook.client.wish(request)
+    except (BudgetExceeded, BadRequest):
         return Cancelled("cancelled; nothing was rented")
-    view = notebook.client.release(found[0].lease.lease_id, reason="cancelled by the user while renting")
+    view = notebook.client.release(wished.lease.lease_id, reason="cancelled by the user while renting")
     deadline = notebook.clock.monotonic_s() + CANCEL_PATIENCE_S
     while view.lease.state not in ENDED_STATES and notebook.clock.monotonic_s() < deadline:
         view = notebook.client.lease(view.lease.lease_id, after_seq=view.seq, wait_s=1.0)

@@ -11,6 +11,7 @@ from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, GpuMarketErr
 from jupyter_gpumarket.models import Lease, LeaseState, Owner
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook import renting
+from jupyter_gpumarket.notebook.cleaning.text import one_line
 from jupyter_gpumarket.notebook.costline import CostLine, final_text, place_of
 from jupyter_gpumarket.notebook.failures import error_of
 from jupyter_gpumarket.notebook.fitting import misfit
@@ -100,6 +101,7 @@ class CellRunner:
             return [self._made_ready(view.lease, line) for view in views]
         lease = None if options.new else self._existing(options)
         if lease is None:
+            self._tell_lost()
             return [renting.rent(self._notebook, self._stage, line, options.wish, owner)]
         self._notebook.use(lease.lease_id)
         return [self._made_ready(lease, line)]
@@ -110,12 +112,20 @@ class CellRunner:
             return self._notebook.named(options.node).lease
         views = self._notebook.leases()
         for view in views:
+            for notice in self._notebook.fresh_notices(view):
+                self._stage.write(f"[gpumarket] {view.lease.name}: {one_line(notice, 500)}\n", to_stderr=True)
             if misfit(view.lease, options.wish.query) is None:
                 return view.lease
         if views:
             lease = views[0].lease
             self._stage.say(f"{lease.name} does not fit ({misfit(lease, options.wish.query)}): another node is needed")
         return None
+
+    def _tell_lost(self) -> None:
+        lost = self._notebook.lost()
+        if lost is not None:
+            reason = f" ({one_line(lost.reason, 300)})" if lost.reason else ""
+            self._stage.say(f"{one_line(lost.name)} is no more{reason}, and the variables on it with it")
 
     def _made_ready(self, lease: Lease, line: CostLine) -> Lease:
         if lease.state in (LeaseState.READY, LeaseState.UNREACHABLE):

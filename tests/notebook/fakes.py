@@ -221,6 +221,9 @@ class FakeClient:
         return OfferList(offers=self.listed[: search.limit], statuses=self.statuses, steps=self.steps)
 
     def wish(self, request: LeaseRequest) -> LeaseView:
+        for view in self.views.values():
+            if view.lease.request.request_id == request.request_id:
+                return view
         self.wishes.append(request)
         number = len(self.wishes)
         lease = Lease(
@@ -252,6 +255,15 @@ class FakeClient:
 
     def release(self, lease: str, reason: str = "") -> LeaseView:
         return self._enter(self.views[lease], S.RELEASING)
+
+    def end(self, lease: str, reason: str) -> None:
+        """The lease ends by itself."""
+        view = self._enter(self.views[lease], S.RELEASED)
+        self._put(replace(view, lease=replace(view.lease, reason=reason)))
+
+    def notice(self, lease: str, text: str) -> None:
+        """The broker has something to say about it."""
+        self._put(replace(self.views[lease], notices=(text,)))
 
     def extend(self, lease: str, *, max_s: int | None = None, budget_nusd: int | None = None) -> LeaseView:
         return self.views[lease]

@@ -120,6 +120,42 @@ def test_interrupt_while_renting_gives_the_node_back(room: Room) -> None:
     assert "given back" in room.out
 
 
+def test_an_interrupted_wish_is_released_for_certain(room: Room) -> None:
+    """Ctrl-C while the broker is asked: whether or not the call arrived, nothing stays rented."""
+    wish = room.client.wish
+
+    def interrupted(request: Any) -> Any:
+        room.client.wish = wish  # type: ignore[method-assign]
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    room.client.wish = interrupted  # type: ignore[method-assign]
+    error = room.run("%%gpu\npass")
+
+    assert isinstance(error, KeyboardInterrupt)
+    assert room.client.leases() == []
+
+
+def test_a_node_that_ended_meanwhile_is_told(room: Room) -> None:
+    """The next cell says that the node and its variables are gone, and rents another."""
+    room.must_run("%%gpu\npass")
+    room.client.end("lease-1", "the budget of $5.00 is used up")
+    room.must_run("%%gpu\npass")
+
+    assert "node-1 is no more (the budget of $5.00 is used up)" in room.out
+    assert len(room.client.wishes) == 2
+
+
+def test_a_notice_of_the_broker_is_told_once(room: Room) -> None:
+    """A budget at 80 % is said under the next cell, and not again."""
+    room.must_run("%%gpu\npass")
+    room.client.notice("lease-1", "80 % of the budget is used")
+    room.must_run("%%gpu\npass")
+    room.must_run("%%gpu\npass")
+
+    assert room.err.count("80 % of the budget is used") == 1
+
+
 def test_a_failed_lease_fails_the_cell_with_its_reason(room: Room) -> None:
     """No node: the message tells why."""
     room.client.path = [LeaseState.QUOTING, LeaseState.BOOTING, LeaseState.FAILED]
@@ -404,7 +440,7 @@ def test_a_truncated_run_says_where_the_rest_is(room: Room) -> None:
     script(room, "go", messages=[text("x\n"), ("truncated", {"note": "10 MB shown"})], spill_path="/state/run/all.txt")
     room.must_run("%%gpu\ngo")
 
-    assert "10 MB shown; all of it is in /state/run/all.txt" in room.err
+    assert "10 MB shown; the rest is in /state/run/all.txt" in room.err
 
 
 def test_a_lost_link_is_told_and_output_goes_on(room: Room) -> None:

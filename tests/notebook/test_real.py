@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -200,6 +203,77 @@ def test_timeout_ends_a_cell(kernel: RealKernel) -> None:
 
     assert done.status == "error"
     assert "TimeoutError" in "".join(done.of("error")[0]["traceback"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--new --gpu RTX409", "did you mean RTX 4090"),
+        ("--new --gpu none --max-price 0.01", "price"),
+        ("--new --gpu none --budget 0.0001", "too small"),
+        ("-i kpet", "did you mean kept"),
+        ("--node nobody", "no node is called"),
+    ],
+)
+def test_bad_input_is_told_and_rents_nothing(kernel: RealKernel, broker: Client, arguments: str, said: str) -> None:
+    """Unknown GPU, price above the cap, budget too small, unknown variable and node: each with the way on."""
+    kernel.must_run("kept = 1")
+    before = len(broker.leases(all=True))
+    done = kernel.run(f"%%gpu {arguments}\npass")
+
+    assert done.status == "error"
+    assert said in done.reply["evalue"]
+    assert len(broker.leases(all=True)) == before
+
+
+def test_a_hundred_megabytes_of_output_stay_bounded(kernel: RealKernel) -> None:
+    """The notebook gets a part, the file the rest, and the reader is told where."""
+    done = kernel.must_run("%%gpu\nfor _ in range(100): print(('x' * 999 + '\\n') * 1000, end='')")
+    where = re.search(r"the rest is in (\S+)", done.stderr)
+
+    assert len(done.stdout) <= 20_000_000
+    assert where
+    assert len(done.stdout) + Path(where[1]).stat().st_size == 100_000_000
+
+
+def test_an_interrupt_while_renting_gives_the_node_back(lab: RunningPool, broker: Client, tmp_path: Path) -> None:
+    """The stop button during boot: the cell is interrupted and nothing of it is rented any more."""
+    kernel = RealKernel(environment(lab, "lab/cancel.ipynb"), tmp_path).start()
+    try:
+        kernel.must_run("%load_ext jupyter_gpumarket")
+        sent = kernel.submit("%%gpu --gpu none\nprint('never')")
+        so_far = kernel.until(sent, lambda executed: any("contract" in line for line in executed.cost_lines))
+        kernel.manager.interrupt_kernel()
+        done = kernel.finish(sent, so_far)
+    finally:
+        kernel.stop()
+
+    assert done.reply["ename"] == "Cancelled"
+    assert "never" not in done.stdout
+    mine = [view.lease for view in broker.leases() if view.lease.request.owner.notebook == "lab/cancel.ipynb"]
+    assert mine == []
+
+
+def test_a_plain_terminal_runs_cells(lab: RunningPool, tmp_path: Path) -> None:
+    """IPython without Jupyter: output as it comes, and one cost line."""
+    code = (
+        "shell = get_ipython()\nshell.run_line_magic('load_ext', 'jupyter_gpumarket')\n"
+        "shell.run_cell_magic('gpu', '--gpu none', 'print(6 * 7)')\nshell.run_line_magic('gpu', 'release')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", "-c", code],
+        env={**environment(lab, "lab/terminal"), "IPYTHONDIR": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "42\n" in done.stdout
+    assert done.stdout.count("· done ·") == 1
+    assert "is given back" in done.stdout
 
 
 def test_a_kernel_restart_loses_nothing(lab: RunningPool, tmp_path: Path) -> None:
