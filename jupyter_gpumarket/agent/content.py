@@ -17,7 +17,7 @@ from jupyter_gpumarket.wire.messages import MAX_MESSAGE_BYTES
 OUTPUT_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"})
 STREAM_CHARS = 256 * 1024
 ERROR_CHARS = 20_000
-TRACEBACK_LINES = 200
+TRACEBACK_CHARS = 60_000
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -76,7 +76,15 @@ def as_piece(msg_type: str, content: dict[str, Any], metadata: dict[str, Any]) -
 
 def shortened_error(content: dict[str, Any]) -> dict[str, Any]:
     """An error with its texts cut to what a person reads: the end of a traceback matters most."""
-    lines = [str(line)[-ERROR_CHARS:] for line in content.get("traceback", ())][-TRACEBACK_LINES:]
+    lines: list[str] = []
+    room = TRACEBACK_CHARS
+    for line in reversed([str(line)[-ERROR_CHARS:] for line in content.get("traceback", ())]):
+        room -= len(line) + 1
+        if room < 0:
+            lines.append("… (the beginning of the traceback is left out)")
+            break
+        lines.append(line)
+    lines.reverse()
     return {
         "ename": str(content.get("ename", ""))[:200],
         "evalue": str(content.get("evalue", ""))[:ERROR_CHARS],

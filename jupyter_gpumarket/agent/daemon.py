@@ -28,11 +28,12 @@ from jupyter_gpumarket.agent.outbox import Outbox
 from jupyter_gpumarket.agent.runs import Run, RunStore
 from jupyter_gpumarket.agent.session import OBEY_S, Session
 from jupyter_gpumarket.agent.streams import Streams
-from jupyter_gpumarket.agent.use import UseMeter
+from jupyter_gpumarket.agent.use import UseMeter, start_nvml
 from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.errors import BadRequest, PeerRestarted, WireError
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as m
+from jupyter_gpumarket.wire.frames import MAX_PAYLOAD_BYTES
 from jupyter_gpumarket.wire.peer import Peer
 
 USE_EVERY_S = 3.0
@@ -196,8 +197,7 @@ class Agent:
             case m.GetOutput():
                 self._get_output(order)
             case m.ListRuns():
-                reports = tuple(run.report() for run in self._runs.all())
-                self._outbox.put(("runs",), m.RunList(runs=reports))
+                self._outbox.put(("runs",), run_list([run.report() for run in self._runs.all()]))
             case m.OpenStream() | m.StreamData() | m.StreamCredit() | m.CloseStream():
                 self._streams.take(order)
             case _:
@@ -347,7 +347,7 @@ class Agent:
         write_atomically(self._folder.watchdog, msgspec.json.encode(settings))
 
     async def _report_use(self) -> None:
-        meter = await asyncio.to_thread(UseMeter, self._folder.root)
+        meter = UseMeter(self._folder.root, await asyncio.to_thread(start_nvml))
         while True:
             await asyncio.sleep(USE_EVERY_S)
             if self._peer.attached:
@@ -363,6 +363,17 @@ class Agent:
                 with contextlib.suppress(OSError):
                     self._folder.heartbeat.touch(mode=0o600)
             await asyncio.sleep(HEARTBEAT_EVERY_S)
+
+
+def run_list(reports: list[m.RunStateReport]) -> m.RunList:
+    """The answer to ListRuns, small enough for a frame: of very many runs the tracebacks are left to their output."""
+    while sum(len(msgspec.msgpack.encode(report)) for report in reports) > MAX_PAYLOAD_BYTES // 2:
+        if not any(report.traceback for report in reports):
+            reports = reports[len(reports) // 2 :]
+        reports = [
+            msgspec.structs.replace(report, traceback=(), error_value=report.error_value[:200]) for report in reports
+        ]
+    return m.RunList(runs=tuple(reports))
 
 
 class _Abruptly:

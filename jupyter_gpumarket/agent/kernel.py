@@ -23,6 +23,8 @@ from jupyter_gpumarket.errors import NodeError
 
 START_TIMEOUT_S = 60.0
 DEATH_POLL_S = 0.1
+# What libraries write to the kernel's stderr past Python; only its end matters, for a death's last words.
+MAX_LOG_BYTES = 1024 * 1024
 # What is beyond waits in the kernel's socket, and then the cell's print waits.
 PENDING_MESSAGES = 32
 # Longest path of a unix socket, less room for jupyter_client's endings.
@@ -78,7 +80,7 @@ class Kernel:
         kernel = cls(folder, name)
         environment = {**environment, PARENT_VARIABLE: str(os.getpid())}
         try:
-            with kernel._log.open("wb") as log:
+            with kernel._log.open("ab") as log:
                 await kernel._manager.start_kernel(
                     cwd=str(cwd), env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=log
                 )
@@ -230,8 +232,10 @@ class Kernel:
                 waiting.set_result(message["content"])
 
     async def _watch(self) -> None:
-        while (code := await self._manager.provisioner.poll()) is None:  # noqa: ASYNC110 - a process tells nobody
+        while (code := await self._manager.provisioner.poll()) is None:
             await asyncio.sleep(DEATH_POLL_S)
+            if self._log.stat().st_size > MAX_LOG_BYTES:
+                os.truncate(self._log, 0)
         words = self._log.read_text(errors="replace")[-2000:].strip()
         self._tell_death(how_it_died(code, out_of_memory=oom_kills() > self._oom_kills), words)
 

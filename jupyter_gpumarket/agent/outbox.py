@@ -6,8 +6,11 @@ State changes while the link is down would otherwise pile up, and a full window 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from jupyter_gpumarket.errors import WireError
 
 
 class Outbox:
@@ -30,4 +33,8 @@ class Outbox:
                 self._wanted.clear()
                 await self._wanted.wait()
             key = next(iter(self._due))
-            await self._send(self._due.pop(key))
+            try:
+                await self._send(self._due.pop(key))
+            except WireError as error:
+                # One report that cannot be sent must not silence the others.
+                sys.stderr.write(f"agent: a report about {' '.join(key)} cannot be sent: {error}\n")

@@ -17,9 +17,10 @@ GIB = 1024**3
 class UseMeter:
     """Measures; make one and keep it, for processor use is counted between calls."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nvml: Any) -> None:
+        """`nvml` is what `start_nvml` returned."""
         self._folder = folder
-        self._nvml = start_nvml()
+        self._nvml = nvml
         psutil.cpu_percent()
 
     def measure(self, at_ms: int) -> UseReport:

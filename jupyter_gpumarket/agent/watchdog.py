@@ -301,10 +301,15 @@ def main(folder: str) -> int:
     self_stop: object = None
     say("watching " + folder)
     while True:
-        reading = read(folder)
-        settings = reading.settings or {}
-        self_stop = settings.get("self_stop") or self_stop
-        reason = timer.tick(reading)
+        try:
+            reading = read(folder)
+            settings = reading.settings or {}
+            self_stop = settings.get("self_stop") or self_stop
+            reason = timer.tick(reading)
+        except Exception as error:  # noqa: BLE001 - whatever surprises it, it must go on guarding the money
+            say("a tick failed: %r" % error)  # noqa: UP031
+            time.sleep(TICK_S)
+            continue
         if reason:
             stop(folder, reason, self_stop)
             return 0

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import jupyter_gpumarket
 from jupyter_gpumarket.agent import NODE_MODULES
+from jupyter_gpumarket.agent.daemon import run_list
+from jupyter_gpumarket.agent.use import UseMeter
 from jupyter_gpumarket.wire.messages import (
     AgentReady,
     DaskReport,
+    RunOutput,
+    RunStateReport,
     SetDeadline,
     Shutdown,
     StartDask,
@@ -71,6 +77,68 @@ async def test_it_reports_what_the_node_does(user: UserSide) -> None:
 
     assert 0 < use.memory_used_gib < use.memory_total_gib
     assert use.disk_free_gib > 0
+
+
+def no_figures(device: int) -> None:
+    raise RuntimeError("not supported")
+
+
+# NVIDIA's library on a node with one GPU that does not tell its use.
+ONE_GPU = SimpleNamespace(
+    NVMLError=RuntimeError,
+    nvmlDeviceGetCount=lambda: 1,
+    nvmlDeviceGetHandleByIndex=lambda index: index,
+    nvmlDeviceGetName=lambda device: b"NVIDIA H100",
+    nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=2**30, total=80 * 2**30),
+    nvmlDeviceGetUtilizationRates=no_figures,
+)
+
+
+def test_gpus_are_told_as_far_as_they_tell(tmp_path: Path) -> None:
+    """A GPU that hides one figure is still reported with the others."""
+    (gpu,) = UseMeter(tmp_path, ONE_GPU).measure(0).gpus
+
+    assert (gpu.name, gpu.memory_used_gib, gpu.memory_total_gib, gpu.use_percent) == ("NVIDIA H100", 1.0, 80.0, 0.0)
+
+
+def test_a_list_of_very_many_runs_still_fits_a_frame() -> None:
+    """Long tracebacks are left out of the list, and then the oldest runs, rather than the list not being sent."""
+    long = RunStateReport(run_id="r", session="s", status="error", messages=1, traceback=("x" * 50_000,))
+
+    fits = run_list([long] * 1000)
+
+    assert len(fits.runs) == 1000
+    assert fits.runs[0].traceback == ()
+    assert run_list([long]).runs[0].traceback == long.traceback
+
+
+async def test_garbage_on_the_socket_harms_nobody(user: UserSide) -> None:
+    """Strangers on the agent's socket are dropped, and the user's side is not disturbed."""
+    await user.run("x = 1")
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100, os.urandom(5000), b""):
+        reader, writer = await asyncio.open_unix_connection(str(user.folder / "agent.sock"))
+        writer.write(garbage)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+    assert (await user.run("x")).status == "ok"
+    assert user.restarts == 0
+
+
+async def test_a_suspended_user_side_finds_all_again(tmp_path: Path) -> None:
+    """When the user's side is suspended beyond the silence, the agent lets the stream go and keeps the output."""
+    async with user_side(tmp_path / "node", silence_s=0.8, ping_s=0.2) as user:
+        run_id = await user.start_run("import time\nfor i in range(40): print(i, flush=True); time.sleep(0.05)")
+        await user.until(lambda r: isinstance(r, RunOutput))
+        user.bridge.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1.5)
+        user.bridge.send_signal(signal.SIGCONT)
+        await asyncio.wait_for(asyncio.shield(user._tasks[-1]), 10)
+        await user.attach()
+        await user.ended(run_id)
+
+    assert user.text(run_id).split() == [str(i) for i in range(40)]
 
 
 async def test_its_files_are_private(user: UserSide) -> None:
@@ -159,6 +227,7 @@ async def test_dask_runs_and_ends_with_the_agent(user: UserSide) -> None:
     await user.until(lambda r: isinstance(r, DaskReport) and r.name == "w1" and r.state == "running")
     code = f"""
 import os
+import signal
 from distributed import Client
 with Client({head.address!r}, timeout=20) as client:
     client.wait_for_workers(1, timeout=30)
