@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import quote
@@ -54,6 +55,7 @@ class AsyncClient:
         self._start = start
         self._timeout_s = timeout_s
         self._conversation: Conversation | None = None
+        self._finding = asyncio.Lock()
 
     async def health(self) -> BrokerInfo:
         """Who the broker is and what it has."""
@@ -201,9 +203,7 @@ class AsyncClient:
     ) -> Any:
         """One call, made again once when the broker was restarted meanwhile."""
         for last_try in (False, True):
-            if self._conversation is None:
-                self._conversation = await starting.find(self.folders, start=self._start, timeout_s=self._timeout_s)
-            conversation = self._conversation
+            conversation = await self._current()
             try:
                 return await conversation.call(method, path, answer, body=body, query=query, wait_s=wait_s)
             except Gone as gone:
@@ -213,6 +213,13 @@ class AsyncClient:
                 if last_try:
                     raise BrokerUnavailable(f"the broker ended while it was asked ({gone}); try again") from None
         raise AssertionError("unreachable")
+
+    async def _current(self) -> Conversation:
+        """The conversation with the living broker; calls at once look for it, or start it, once."""
+        async with self._finding:
+            if self._conversation is None:
+                self._conversation = await starting.find(self.folders, start=self._start, timeout_s=self._timeout_s)
+            return self._conversation
 
 
 def _part(text: str) -> str:

@@ -26,6 +26,7 @@ from jupyter_gpumarket.errors import BrokerUnavailable, GpuMarketError
 
 ALREADY_RUNNING = 75  # the broker's exit code when another one holds the lock (EX_TEMPFAIL)
 POLL_S = 0.05
+HEALTH_TIMEOUT_S = 10.0
 LAST_LINES = 12
 
 
@@ -89,10 +90,18 @@ async def _living(folders: Folders) -> Conversation | None:
         )
     conversation = Conversation(Endpoint(url=file.url, token=Secret(file.token)))
     try:
-        await conversation.call("GET", "/v1/health", BrokerInfo)
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            await conversation.call("GET", "/v1/health", BrokerInfo)
     except Gone:
         await conversation.aclose()
         return None
+    except TimeoutError:
+        await conversation.aclose()
+        raise BrokerUnavailable(
+            f"the broker (pid {file.pid}) is there but has not answered for {HEALTH_TIMEOUT_S:g} s; it may be stopped "
+            f"(`kill -CONT {file.pid}`) or the machine overloaded. `kill -9 {file.pid}` ends it; leases go on, and the "
+            "next call starts another one"
+        ) from None
     except BaseException:
         await conversation.aclose()
         raise

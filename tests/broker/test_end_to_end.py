@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -115,10 +116,22 @@ def test_a_cell_runs_on_a_rented_node_and_its_bill_is_exact(lab: Folders) -> Non
         assert sum(c.amount_nusd for c in charges if c.run_id == "run-1") == door.run_cost("run-1").amount_nusd
         assert sum(c.amount_nusd for c in charges) == final[0].body["theirs_nusd"], final[0].body
         assert door.reconcile()[0].gap_nusd == 0
+        assert files_with(door_token(lab), lab) == ["broker.json"]
+        assert files_with((lab.configuration / "pool.key").read_text(), lab) == []
         pid = door.health().pid
         door.shutdown()
         until("the broker has ended", lambda: ended(pid))
     until("no process is left on the node", lambda: not node_processes(lab))
+
+
+def door_token(lab: Folders) -> str:
+    return str(json.loads(lab.broker_file.read_text("utf-8"))["token"])
+
+
+def files_with(secret: str, lab: Folders) -> list[str]:
+    """The files of the state folder, and those of the node, that hold a secret."""
+    places = [path for root in (lab.state, lab.state.parent / "north") for path in root.rglob("*") if path.is_file()]
+    return [path.name for path in places if secret.encode() in path.read_bytes()]
 
 
 def node_processes(lab: Folders) -> list[psutil.Process]:

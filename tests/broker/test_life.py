@@ -100,6 +100,21 @@ def test_after_kill_9_the_next_call_goes_through(folders: Folders) -> None:
         assert folders.broker_file.exists()
 
 
+def test_a_stopped_broker_is_explained(folders: Folders) -> None:
+    """A broker that hangs (SIGSTOP) is neither waited for without end nor doubled: the error says what to do."""
+    with broker_of(folders) as door:
+        pid = door.health().pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerUnavailable, match=f"kill -CONT {pid}"):
+                client.connect(folders)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+        assert door.health().pid == pid
+        assert [p.pid for p in brokers_of(folders)] == [pid]
+
+
 def test_a_second_broker_leaves_at_once(folders: Folders) -> None:
     """Started by hand beside a running one, a broker exits with its own code and changes nothing."""
     with broker_of(folders) as door:
