@@ -10,11 +10,14 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent import futures
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from jupyter_gpumarket.client.broker import AsyncClient, connect_async
 from jupyter_gpumarket.client.cluster import AsyncClusterClient
 from jupyter_gpumarket.config import Folders
+
+INTERRUPT_POLL_S = 0.2
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +35,10 @@ class _Loop:
         """Run to the end, from a thread that is not the loop's own; an interrupt cancels the work."""
         future = asyncio.run_coroutine_threadsafe(work, self._running())
         try:
+            # In short waits: a signal that the system hands to another thread does not wake a sleeping main thread,
+            # and Ctrl-C would only be seen at the end of the call.
+            while not future.done():
+                futures.wait([future], timeout=INTERRUPT_POLL_S)
             return future.result()
         except BaseException:
             future.cancel()
