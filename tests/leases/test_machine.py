@@ -130,6 +130,7 @@ LEASE = {
     "lost": {"goal": LeaseGoal.FAILED, "reason": "preempted"},
     "last": {"attempts": (TRIED,)},
     "asked": {"release_asks": 2},
+    "nameless": {"offer": offer(machine_id="")},
     "poor": {"request": request(budget_nusd=50_000_000)},
 }
 
@@ -159,6 +160,7 @@ renting / taken_up → unconfirmed: Search
 renting / phase_time_up → unconfirmed: Search
 renting / release_asked → renting:
 renting / deadline_reached → renting:
+renting ending / deadline_reached → renting:
 renting / extended → renting:
 
 unconfirmed / taken_up → unconfirmed: Search
@@ -180,6 +182,7 @@ booting / rental_seen unknown → booting:
 booting / rental_seen failed → releasing: Release Judge-
 booting / rental_seen gone → releasing: Release Judge-
 booting / rental_seen dearer → releasing: Release Judge-
+booting nameless / rental_seen dearer → releasing: Release
 booting / rental_seen negative → releasing: Release Judge-
 booting / phase_time_up → releasing: Release Judge-
 booting / release_asked → releasing: Release
