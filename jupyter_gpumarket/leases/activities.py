@@ -250,7 +250,13 @@ class Activities:
         await self._world.clusters.attach(lease, self_stop=market.self_stop(rental), resume=instruction.resume)
 
     async def _set_deadline(self, lease_id: str, _instruction: SetDeadline) -> None:
-        await self._world.clusters.set_deadline(self._desk.current(lease_id))
+        lease = self._desk.current(lease_id)
+        await self._world.clusters.set_deadline(lease)
+        assert lease.offer is not None
+        market = self._world.marketplace(lease.offer.marketplace)
+        if market.capabilities.own_timer and lease.deadline_ms is not None:
+            # Else the marketplace would end an extended lease at the deadline it was rented with.
+            await self._world.call(market.name, market.set_deadline(lease.rental_id, lease.deadline_ms))
 
     async def _detach(self, lease_id: str, _instruction: Detach) -> None:
         """Say good-bye, within bounds: no trouble with a cluster process may keep a node rented."""

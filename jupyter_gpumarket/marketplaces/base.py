@@ -67,6 +67,9 @@ class Marketplace(Protocol):
     async def release(self, rental_id: str) -> None:
         """Ask to end it. Idempotent; of one that is gone, no error. The proof is `rental(...)` saying GONE."""
 
+    async def set_deadline(self, rental_id: str, deadline_ms: int) -> None:
+        """Move the marketplace's own timer, when a lease is extended; called only with `Capabilities.own_timer`."""
+
     async def charges(self, rental_id: str) -> list[MarketCharge]:
         """The marketplace's own bill for it so far."""
 

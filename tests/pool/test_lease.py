@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from jupyter_gpumarket.models import RentalStatus
-from tests.pool.renting import connected, holds, is_alive, leased, new_key, processes_of, release, rent, until
+from tests.pool.renting import connected, holds, is_alive, leased, new_key, now_ms, processes_of, release, rent, until
 from tests.pool_fixtures import RunningPool, pools
 
 
@@ -332,6 +332,18 @@ async def test_the_deadline_ends_a_forgotten_lease(pool: RunningPool) -> None:
     assert 2_000 <= gone.ended_ms - gone.created_ms < 8_000
 
 
+async def test_a_moved_deadline_is_the_one_that_counts(pool: RunningPool) -> None:
+    """An extended lease outlives its first deadline on every timer: registry, host and supervisor."""
+    async with leased(pool, lasts_ms=2_500) as (market, rental, connection):
+        await market.set_deadline(rental.rental_id, now_ms() + 6_000)
+        await holds(lambda: now_ms() > (rental.created_ms or 0) + 3_500)
+        alive = await connection.run("echo alive")
+        gone = await until(RentalStatus.GONE, market, rental.rental_id)
+
+    assert alive.stdout == "alive\n"
+    assert gone.ended_ms is not None
+
+
 async def test_a_node_can_end_itself(pool: RunningPool) -> None:
     """The self-stop recipe, run on the node without any key, ends the rental."""
     async with leased(pool) as (market, rental, connection):
@@ -383,7 +395,7 @@ async def test_two_notebooks_want_the_same_offer(pool: RunningPool) -> None:
     """Both have a quote, both rent at once: exactly one gets it, the other is told OfferGone."""
     from jupyter_gpumarket.errors import OfferGone
     from jupyter_gpumarket.models import OfferQuery
-    from tests.pool.renting import now_ms, public
+    from tests.pool.renting import public
 
     one, two, key = pool.marketplace(), pool.marketplace(), new_key()
     offer = (await one.offers(OfferQuery()))[0]
