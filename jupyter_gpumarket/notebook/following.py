@@ -156,10 +156,9 @@ class Follower:
 
     def _publish(self, run: Followed, frame: list[Shown]) -> None:
         for one in frame:
-            if isinstance(one, Truncated) and run.view is not None and run.view.spill_path:
-                where = one_line(run.view.spill_path, 300)
-                self._stage.show([Truncated(note=f"{one.note}; the rest is in {where}")], prefix=run.prefix)
-                continue
+            where = one_line(run.view.spill_path, 300) if run.view is not None else ""
+            if isinstance(one, Truncated) and where and where not in one.note:
+                one = Truncated(note=f"{one.note}; the rest goes to {where}")  # noqa: PLW2901 -- the same, completed
             self._stage.show([one], prefix=run.prefix)
             if isinstance(one, Clear):
                 self._line.place_again()

@@ -437,10 +437,10 @@ def test_a_plain_terminal_gets_only_the_final_line(room: Room) -> None:
 
 def test_a_truncated_run_says_where_the_rest_is(room: Room) -> None:
     """Past the bound the reader is told the file that has it all."""
-    script(room, "go", messages=[text("x\n"), ("truncated", {"note": "10 MB shown"})], spill_path="/state/run/all.txt")
+    script(room, "go", messages=[text("x\n"), ("truncated", {"text": "10 MB shown"})], spill_path="/state/run/all.txt")
     room.must_run("%%gpu\ngo")
 
-    assert "10 MB shown; the rest is in /state/run/all.txt" in room.err
+    assert "10 MB shown; the rest goes to /state/run/all.txt" in room.err
 
 
 def test_a_lost_link_is_told_and_output_goes_on(room: Room) -> None:

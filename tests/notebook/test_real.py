@@ -229,7 +229,7 @@ def test_bad_input_is_told_and_rents_nothing(kernel: RealKernel, broker: Client,
 def test_a_hundred_megabytes_of_output_stay_bounded(kernel: RealKernel) -> None:
     """The notebook gets a part, the file the rest, and the reader is told where."""
     done = kernel.must_run("%%gpu\nfor _ in range(100): print(('x' * 999 + '\\n') * 1000, end='')")
-    where = re.search(r"the rest is in (\S+)", done.stderr)
+    where = re.search(r"the rest goes to (\S+)", done.stderr)
 
     assert len(done.stdout) <= 20_000_000
     assert where

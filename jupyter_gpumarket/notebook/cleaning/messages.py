@@ -144,7 +144,7 @@ class MessageCleaner:
         return [clean_failure(content.get("ename"), content.get("evalue"), content.get("traceback"))]
 
     def _truncated(self, content: Mapping[str, Any], _metadata: Mapping[str, Any]) -> list[Shown]:
-        note = content.get("note") or content.get("reason") or "further output is not shown"
+        note = content.get("text") or "further output is not shown"
         return [Truncated(note=one_line(str(note), 500))]
 
     def _bundle(
