@@ -4,7 +4,7 @@ Started by `python -m jupyter_gpumarket.broker`, usually by `client.connect`; no
 
     process.py    lock, log, signals, broker.json: how the process lives and ends
     service.py    connects the parts, and answers what the routes ask
-    routes.py     the one table of routes; openapi.py draws the document from it
+    routes.py     the one table of routes; `api.openapi` draws the document from it
     web.py        tokens, hosts, schemas, and errors as HTTP, in one place
     clusters.py   the cluster processes: started, adopted, told about nodes
     facts.py      what cluster processes report, taken once and in order

@@ -15,8 +15,8 @@ from typing import Protocol
 import msgspec
 
 from jupyter_gpumarket.api import AnyFact, FactBatch, FactReceipt, JournalLine, RunEnded, RunStarted
+from jupyter_gpumarket.api.requests import Forbidden, InvalidField
 from jupyter_gpumarket.broker.clusters import cluster_of
-from jupyter_gpumarket.broker.web import Forbidden, InvalidField
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.errors import LeaseError
 from jupyter_gpumarket.journal import NewEntry

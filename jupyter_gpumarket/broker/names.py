@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Set as AbstractSet
 
-from jupyter_gpumarket.broker.web import InvalidField
+from jupyter_gpumarket.api.requests import InvalidField
 
 _ADJECTIVES = (
     "able amber brave brisk calm clear cosy deft early eager fair fleet fond frank fresh gentle glad golden grand "

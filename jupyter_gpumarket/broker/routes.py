@@ -26,9 +26,10 @@ from jupyter_gpumarket.api import (
     RunCost,
     RunWish,
 )
-from jupyter_gpumarket.broker.openapi import document
+from jupyter_gpumarket.api.openapi import document
+from jupyter_gpumarket.api.requests import Forbidden
 from jupyter_gpumarket.broker.service import Service
-from jupyter_gpumarket.broker.web import DOOR, MAX_WAIT_S, Call, Forbidden, Route
+from jupyter_gpumarket.broker.web import DOOR, MAX_WAIT_S, Call, Route
 from jupyter_gpumarket.models import CellRun, LeaseRequest
 
 
@@ -37,7 +38,8 @@ async def _health(service: Service, _call: Call) -> BrokerInfo:
 
 
 async def _openapi(_service: Service, _call: Call) -> dict[str, Any]:
-    return document(ROUTES)
+    security = {"bearer": {"type": "http", "scheme": "bearer"}}
+    return document(ROUTES, title="jupyter_gpumarket broker", security=security)
 
 
 async def _shutdown(service: Service, _call: Call) -> dict[str, str]:

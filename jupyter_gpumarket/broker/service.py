@@ -34,13 +34,13 @@ from jupyter_gpumarket.api import (
     RunCost,
     RunWish,
 )
+from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.broker import names
 from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.closing import Closing, rentals_of
 from jupyter_gpumarket.broker.clusters import Clusters
 from jupyter_gpumarket.broker.facts import FactIntake
 from jupyter_gpumarket.broker.purse import Purse
-from jupyter_gpumarket.broker.web import InvalidField, NotFound
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.config import Folders
 from jupyter_gpumarket.errors import LeaseError, MarketplaceError

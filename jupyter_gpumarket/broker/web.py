@@ -10,57 +10,20 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import msgspec
 import tornado.web
 
-from jupyter_gpumarket import errors
-from jupyter_gpumarket.api import Problem
+from jupyter_gpumarket.api import Problem, answers
+from jupyter_gpumarket.api.requests import InvalidField, decode
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_WAIT_S = 60.0
 DOOR = "door"
-
-T = TypeVar("T")
-
-# The first class that fits decides. 401 and 421 never come from here: they end a call before a route is reached.
-STATUS: tuple[tuple[type[BaseException], int], ...] = (
-    (errors.BadRequest, 400),
-    (errors.BudgetExceeded, 402),
-    (errors.OfferError, 409),
-    (errors.LeaseError, 409),
-    (errors.MissingCredentials, 424),
-    (errors.ConfigError, 409),
-    (errors.Temporary, 503),
-    (errors.MarketplaceError, 502),
-    (errors.NodeError, 502),
-    (errors.JournalFull, 507),
-    (errors.GpuMarketError, 500),
-)
-
-
-class NotFound(errors.BadRequest):
-    """Something was named that is not there."""
-
-    def __init__(self, message: str, *, what: str) -> None:
-        super().__init__(message)
-        self.field = what
-
-
-class Forbidden(errors.BadRequest):
-    """The caller's token may not do this."""
-
-
-class InvalidField(errors.BadRequest):
-    """A field of a body or a query that cannot be read."""
-
-    def __init__(self, message: str, *, name: str) -> None:
-        super().__init__(message)
-        self.field = name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,62 +220,7 @@ class RouteHandler(tornado.web.RequestHandler):
 
 
 def answer_of(error: BaseException) -> tuple[int, Problem]:
-    """Status and `Problem` of an exception. A bug's own text stays in the log: it may hold anything."""
+    """Status and `Problem` of an exception."""
     if isinstance(error, tornado.web.HTTPError):
         return error.status_code, Problem(error="BadRequest", message=str(error))
-    if not isinstance(error, errors.GpuMarketError):
-        return 500, Problem(error="GpuMarketError", message="the broker failed at this; its log tells more")
-    status = next(status for kind, status in STATUS if isinstance(error, kind))
-    if isinstance(error, NotFound):
-        status = 404
-    elif isinstance(error, Forbidden):
-        status = 403
-    return status, Problem(error=public_name(error), message=str(error), field=getattr(error, "field", ""))
-
-
-def public_name(error: errors.GpuMarketError) -> str:
-    """The name of the nearest class that `errors` has: doors know only those."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-
-
-def decode(body: bytes, kind: type[T]) -> T:
-    """A body as the record it must be: no field missing, none of a wrong type, and none that is not known.
-
-    Raises:
-        InvalidField: names the field.
-    """
-    try:
-        value = msgspec.json.decode(body, type=kind)
-        given = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        message = str(error)
-        raise InvalidField(f"the request cannot be read: {message}", name=_named_field(message)) from None
-    unknown = _unknown(given, msgspec.to_builtins(value), "$")
-    if unknown:
-        raise InvalidField(f"the request has an unknown field `{unknown}`", name=unknown.removeprefix("$."))
-    return value
-
-
-def _named_field(message: str) -> str:
-    """The field out of msgspec's own words: "… - at `$.query.gpu`", or "… field `name`"."""
-    quoted = message.split("`")
-    if "field `" in message:
-        return message.split("field `")[1].split("`", maxsplit=1)[0]
-    return quoted[-2].removeprefix("$").removeprefix(".") if len(quoted) >= 3 and quoted[-2].startswith("$") else ""
-
-
-def _unknown(given: Any, known: Any, path: str) -> str:
-    """The path of the first field that was given and not taken; records that must ignore newer fields would hide it."""
-    if isinstance(given, dict) and isinstance(known, dict):
-        for name, value in given.items():
-            if name not in known:
-                return f"{path}.{name}"
-            deeper = _unknown(value, known[name], f"{path}.{name}")
-            if deeper:
-                return deeper
-    if isinstance(given, list) and isinstance(known, list):
-        for index, (value, taken) in enumerate(zip(given, known, strict=False)):
-            deeper = _unknown(value, taken, f"{path}[{index}]")
-            if deeper:
-                return deeper
-    return ""
+    return answers.answer_of(error, bug="the broker failed at this; its log tells more")

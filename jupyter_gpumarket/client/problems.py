@@ -6,6 +6,7 @@ import msgspec
 
 from jupyter_gpumarket import errors
 from jupyter_gpumarket.api import Problem
+from jupyter_gpumarket.api.requests import InvalidField, NotFound
 
 
 def exception_of(problem: Problem) -> errors.GpuMarketError:
@@ -28,4 +29,10 @@ def problem_in(status: int, body: bytes, where: str) -> errors.GpuMarketError:
         problem = msgspec.json.decode(body, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return errors.BrokerUnavailable(f"{where} answered {status} with something that is not ours: {body[:200]!r}")
-    return exception_of(problem)
+    error = exception_of(problem)
+    # Told as what it was, so that a door which answers others (the Jupyter server) can answer with the same status.
+    if type(error) is errors.BadRequest and status == 404:
+        return NotFound(problem.message, what=problem.field)
+    if type(error) is errors.BadRequest and problem.field:
+        return InvalidField(problem.message, name=problem.field)
+    return error

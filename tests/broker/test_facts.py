@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jupyter_gpumarket.api import AnyFact, FactBatch, LinkBack, LinkLost, RunEnded, RunStarted
+from jupyter_gpumarket.api.requests import Forbidden
 from jupyter_gpumarket.broker.facts import CLOCK_SLACK_MS, FactIntake, run_after
-from jupyter_gpumarket.broker.web import Forbidden
 from jupyter_gpumarket.errors import JournalFull, LeaseError
 from jupyter_gpumarket.journal import Journal, NewEntry
 from jupyter_gpumarket.models import CellRun, Owner, RunStatus

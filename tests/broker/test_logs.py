@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
+from jupyter_gpumarket.api.requests import InvalidField
 from jupyter_gpumarket.broker import names
 from jupyter_gpumarket.broker.logs import REMOVED, Redactor, open_log
-from jupyter_gpumarket.broker.web import InvalidField
 
 CANARY = "canary/key+with=odd&characters"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 
+import msgspec
 import pytest
 
 from jupyter_gpumarket import errors
 from jupyter_gpumarket.api import Problem
-from jupyter_gpumarket.broker.web import NotFound, answer_of
+from jupyter_gpumarket.api.requests import InvalidField, NotFound
+from jupyter_gpumarket.broker.web import answer_of
 from jupyter_gpumarket.client.problems import exception_of, problem_in
 
 KINDS = [k for k in vars(errors).values() if inspect.isclass(k) and issubclass(k, errors.GpuMarketError)]
@@ -51,6 +53,14 @@ def test_inner_classes_arrive_as_the_public_one() -> None:
 
     assert (status, problem.error, problem.field) == (404, "BadRequest", "lease")
     assert type(exception_of(problem)) is errors.BadRequest
+
+
+def test_what_is_not_there_and_what_cannot_be_read_keep_field_and_status() -> None:
+    """A door that answers others tells the same status and the same field as the broker told it."""
+    for error in (NotFound("no lease is called x", what="lease"), InvalidField("must be positive", name="max_s")):
+        status, problem = answer_of(error)
+
+        assert answer_of(problem_in(status, msgspec.json.encode(problem), "broker")) == (status, problem)
 
 
 def test_a_bug_says_nothing_of_its_inside() -> None:
