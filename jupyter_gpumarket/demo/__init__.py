@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from jupyter_gpumarket.config import ENVIRONMENT_PREFIX
+from jupyter_gpumarket.config import ENVIRONMENT_PREFIX, private_folder
 
 NOTEBOOK = "01-first-gpu-cell.ipynb"
 
@@ -28,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # One folder for all of the demo's state, so that it can neither see nor touch the user's own leases.
     os.environ[ENVIRONMENT_PREFIX + "HOME"] = str(folder / "home")
-    notebook = folder / NOTEBOOK
+    # The notebook's folder is what JupyterLab shows, so it holds nothing but the notebook.
+    notebook = private_folder(folder / "notebook") / NOTEBOOK
     shutil.copyfile(example(), notebook)
     clean = False
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 import msgspec
 
 from jupyter_gpumarket.api import RunCost
@@ -11,7 +9,7 @@ from jupyter_gpumarket.clock import Clock, in_words
 from jupyter_gpumarket.models import Lease, RunStatus
 from jupyter_gpumarket.money import cost_nusd, format_usd
 from jupyter_gpumarket.notebook.cleaning.text import one_line
-from jupyter_gpumarket.notebook.stage import Stage
+from jupyter_gpumarket.notebook.stage import Stage, as_html
 
 UPDATE_EVERY_S = 0.5
 
@@ -99,7 +97,7 @@ class CostLine:
             self._put(self._last)
 
     def _put(self, text: str) -> None:
-        data = {"text/plain": text, "text/html": f"<small>{html.escape(text)}</small>"}
+        data = {"text/plain": text, "text/html": f"<small>{as_html(text)}</small>"}
         self._stage.publish(data, display_id=self._display_id, update=self._is_placed)
         self._is_placed = True
         self._last = text

@@ -18,6 +18,12 @@ import msgspec
 from jupyter_gpumarket.notebook.cleaning import Clear, Display, Failure, Shown, Stream, Truncated
 
 
+def as_html(text: str) -> str:
+    """Our own text as HTML. Each dollar sign stands in an element of its own, or JupyterLab would set the text between
+    two of them as a formula."""
+    return html.escape(text).replace("$", "<span>$</span>")
+
+
 class Table(msgspec.Struct, frozen=True, kw_only=True):
     """Rows to be read by people. Cells are plain text; the HTML form escapes them."""
 
@@ -35,8 +41,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     def html(self) -> str:
         """The same as an HTML table."""
-        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.headers)
+        caption = f"<caption>{as_html(self.title)}</caption>" if self.title else ""
+        head = "".join(f"<th>{as_html(cell)}</th>" for cell in self.headers)
         lines = ("".join(self._cell(cell, i) for i, cell in enumerate(row)) for row in self.rows)
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -46,7 +52,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     def _cell(self, cell: str, column: int) -> str:
         align = ' align="right"' if column in self.right else ' align="left"'
-        return f"<td{align}>{html.escape(cell)}</td>"
+        return f"<td{align}>{as_html(cell)}</td>"
 
 
 class Stage:

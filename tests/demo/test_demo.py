@@ -111,7 +111,7 @@ def test_the_demo_does_what_readme_says(demo: Demo) -> None:
     code = demo.wait()
     shown = demo.output()
     leases, charges = report(demo.folder)
-    notebook = nbformat.read(demo.folder / "01-first-gpu-cell.ipynb", as_version=4)
+    notebook = nbformat.read(demo.folder / "notebook" / "01-first-gpu-cell.ipynb", as_version=4)
 
     assert code == 0, shown
     assert "test accuracy 0.9" in shown

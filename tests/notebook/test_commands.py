@@ -143,3 +143,10 @@ def test_costs_add_up_to_the_nano_dollar(room: Room) -> None:
 def test_extend_needs_something_to_extend(room: Room) -> None:
     """Neither hours nor budget: nothing to do."""
     assert isinstance(room.run("%gpu extend"), BadRequest)
+
+
+def test_amounts_are_not_set_as_formulas() -> None:
+    """JupyterLab typesets what stands between two dollar signs of one text; ours never stand in one text."""
+    from jupyter_gpumarket.notebook.stage import as_html
+
+    assert as_html("<b> $1 of $2") == "&lt;b&gt; <span>$</span>1 of <span>$</span>2"
