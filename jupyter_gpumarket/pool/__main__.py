@@ -1,4 +1,4 @@
-"""`python -m jupyter_gpumarket.pool registry | host | user`; `jupyter gpumarket pool` and `host` are the same."""
+"""`python -m jupyter_gpumarket.pool registry | host | user`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="jupyter gpumarket pool", description="Your own machines as a marketplace.")
+    top = argparse.ArgumentParser(prog="python -m jupyter_gpumarket.pool", description="Machines of your own, to rent.")
     commands = top.add_subparsers(required=True)
     add_registry(commands.add_parser("registry", help="keep the list of machines and rentals, and the bill"))
     add_host(commands.add_parser("host", help="offer this machine"))

@@ -29,6 +29,8 @@ CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 LOGIN_TIMEOUT_S = 20
 MAX_CHANNELS = 64
 MAX_CONNECTIONS = 32
+# Connections of all that have not shown a key yet.
+MAX_UNPROVED = 64
 CHUNK_BYTES = 65536
 # Daemons that keep a command's output open do not hold its end up for longer than this much silence.
 LINGER_S = 1.0
@@ -49,10 +51,11 @@ def host_key(file: Path) -> asyncssh.SSHKey:
 
 async def listen(address: str, port: int, key: asyncssh.SSHKey, lease_of: LeaseOf) -> asyncssh.SSHAcceptor:
     """Serve leases over SSH on this address."""
+    unproved: set[LeaseServer] = set()
     return await asyncssh.listen(
         address,
         port,
-        server_factory=lambda: LeaseServer(lease_of),
+        server_factory=lambda: LeaseServer(lease_of, unproved),
         server_host_keys=[key],
         encryption_algs=CIPHERS,
         compression_algs=None,
@@ -74,14 +77,19 @@ async def listen(address: str, port: int, key: asyncssh.SSHKey, lease_of: LeaseO
 class LeaseServer(asyncssh.SSHServer):
     """One connection. Until a lease's key was shown it can do nothing."""
 
-    def __init__(self, lease_of: LeaseOf) -> None:
+    def __init__(self, lease_of: LeaseOf, unproved: set[LeaseServer]) -> None:
         self._lease_of = lease_of
+        self._unproved = unproved
         self._connection: asyncssh.SSHServerConnection | None = None
         self._lease: HostLease | None = None
         self._channels: set[LeaseSession] = set()
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
+        if len(self._unproved) >= MAX_UNPROVED:
+            # Somebody opens connections and shows no key; each ends by itself at the login time-out.
+            conn.abort()
+        self._unproved.add(self)
 
     def begin_auth(self, username: str) -> bool:  # noqa: ARG002
         return True
@@ -102,12 +110,14 @@ class LeaseServer(asyncssh.SSHServer):
     def auth_completed(self) -> None:
         assert self._lease is not None
         assert self._connection is not None
+        self._unproved.discard(self)
         if len(self._lease.on_end) >= MAX_CONNECTIONS:
             self._connection.disconnect(asyncssh.DISC_TOO_MANY_CONNECTIONS, "too many connections to this lease")
             return
         self._lease.on_end.append(self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._unproved.discard(self)
         if self._lease is not None and self._close in self._lease.on_end:
             self._lease.on_end.remove(self._close)
 

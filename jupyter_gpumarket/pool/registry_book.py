@@ -86,7 +86,7 @@ class Book:
                 )
             )
 
-    def lose(self, host_id: str, _now_ms: int) -> None:
+    def lose(self, host_id: str) -> None:
         """A host was silent for too long: its rentals have ended when it was last heard serving them."""
         host = self._host(host_id)
         with self._store.transaction():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
+import sqlite3
 
 from jupyter_gpumarket.api.pool import HostReport, Joining, Orders
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.pool.registry_book import Book
 from jupyter_gpumarket.pool.registry_store import RegistryStore
 
+log = logging.getLogger(__name__)
 VERSION = "1"
 TICK_S = 0.5
 
@@ -75,15 +78,19 @@ class RegistryService:
         now_s = self._clock.monotonic_s()
         for host_id, heard_s in list(self._heard_s.items()):
             if now_s - heard_s > self._lost_after_s:
+                self.book.lose(host_id)
                 del self._heard_s[host_id]
-                self.book.lose(host_id, self.now_ms())
         self.book.run_timers(self.now_ms())
         self.tell_hosts()
 
     async def tick_forever(self) -> None:
         """Until cancelled."""
         while True:
-            self.tick()
+            try:
+                self.tick()
+            except sqlite3.Error:
+                # A full or locked disk: what was due is due at the next tick too.
+                log.exception("the registry's database cannot be written")
             await self._clock.sleep(TICK_S)
 
     def _version(self, host_id: str) -> int:

@@ -59,3 +59,15 @@ def test_this_machine_is_looked_at(tmp_path: Path) -> None:
     assert 0.1 < machine.memory_gib < 100_000
     assert machine.disk_gib > 0
     assert machine.cpu_model
+
+
+def test_processes_are_found_without_proc() -> None:
+    """Where there is no /proc, `ps` tells the same tree: this process and its parent are in it."""
+    import os
+
+    from jupyter_gpumarket.pool.supervisor import living, living_by_ps
+
+    pair = (os.getpid(), os.getppid())
+
+    assert pair in living_by_ps()
+    assert pair in living()

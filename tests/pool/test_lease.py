@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -424,3 +425,30 @@ def test_signal_names_are_the_systems() -> None:
 
     assert SIGNALS["TERM"] == signal.SIGTERM
     assert all(SIGNALS[name] == number for number, name in SIGNAL_NAMES.items())
+
+
+async def test_strangers_at_the_door_do_no_harm(pool: RunningPool) -> None:
+    """Garbage, half a greeting and many idle connections before any key: the lease goes on, and others get in again."""
+    async with leased(pool) as (_market, rental, connection):
+        assert rental.address is not None
+        idle = []
+        for greeting in (
+            b"",
+            b"SSH-2.0-x",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\x00" * 300_000,
+            b"SSH-2.0-x\r\n" + b"\xff" * 4000,
+        ):
+            reader, writer = await asyncio.open_connection(rental.address.host, rental.address.port)
+            writer.write(greeting)
+            idle.append(writer)
+        for _ in range(100):
+            reader, writer = await asyncio.open_connection(rental.address.host, rental.address.port)
+            idle.append(writer)
+        assert str((await connection.run("echo on")).stdout) == "on\n"
+        for writer in idle:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        del reader
+        assert str((await connection.run("echo on")).stdout) == "on\n"
