@@ -56,18 +56,19 @@ class Supervisor:
         os.set_blocking(self._wake_write, False)
         os.set_blocking(self._wake_read, False)
         self._told_to_end = False
+        self._grace_s = DEFAULT_GRACE_S
 
     def run(self) -> None:
         """Serve until the end of the lease; on return no process of it is left, as far as that can be had."""
         if self._prctl:
             self._prctl(PR_SET_CHILD_SUBREAPER, 1)
-            self._prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            self._prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGUSR1, self._on_orphaned)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        grace_s = DEFAULT_GRACE_S
         while not self._told_to_end and not self._overdue():
             control = self._control.fileno()
             ready, _, _ = select.select([control, self._wake_read], [], [], self._wait_s())
@@ -75,15 +76,16 @@ class Supervisor:
                 drain(self._wake_read)
             self._reap()
             if control in ready:
-                ended = self._read()
-                if ended is not None:
-                    grace_s = ended
-                    break
-        self._end_all(grace_s)
+                self._read()
+        self._end_all(self._grace_s)
         self._say({"ended": True})
 
     def _on_terminate(self, *_: object) -> None:
         self._told_to_end = True
+
+    def _on_orphaned(self, *_: object) -> None:
+        """The host is gone: nobody is left who would wait for a polite end."""
+        self._told_to_end, self._grace_s = True, 0.0
 
     def _overdue(self) -> bool:
         return self._deadline_ms is not None and time.time_ns() // 1_000_000 >= self._deadline_ms
@@ -92,25 +94,22 @@ class Supervisor:
         # Short steps, because a machine that slept has a wall clock that jumped.
         return 30.0 if self._deadline_ms is None else max(0.0, min(5.0, self._deadline_ms / 1000 - time.time()))
 
-    def _read(self) -> float | None:
-        """Take in what the host sent; seconds of grace when the lease is to end now."""
+    def _read(self) -> None:
+        """Take in what the host sent; its silence for ever is the end of the lease."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._control, 65536, 16)
         except OSError:
-            return 0.0
+            data, descriptors = b"", []
         self._descriptors += descriptors
         self._pending += data
         if not data or len(self._pending) > MAX_MESSAGE_BYTES:
-            return 0.0
-        while b"\n" in self._pending:
+            self._on_orphaned()
+        while b"\n" in self._pending and not self._told_to_end:
             line, _, rest = bytes(self._pending).partition(b"\n")
             self._pending = bytearray(rest)
-            grace_s = self._obey(json.loads(line))
-            if grace_s is not None:
-                return grace_s
-        return None
+            self._obey(json.loads(line))
 
-    def _obey(self, message: dict[str, Any]) -> float | None:
+    def _obey(self, message: dict[str, Any]) -> None:
         match message["op"]:
             case "spawn":
                 self._spawn(message)
@@ -119,8 +118,7 @@ class Supervisor:
             case "deadline":
                 self._deadline_ms = message["deadline_ms"]
             case "end":
-                return float(message["grace_s"])
-        return None
+                self._told_to_end, self._grace_s = True, float(message["grace_s"])
 
     def _spawn(self, message: dict[str, Any]) -> None:
         needed = 1 if message["pty"] else 3

@@ -1,7 +1,7 @@
 """Seeded random histories of a registry: hosts that crash, late and doubled reports, restarts, releases, timers.
 
 After every step: no offer has two live rentals, a label stays with its rental, what is gone stays gone with the same
-bill, and that bill is exactly what an independent account of the host's words comes to. A failing seed is in the test's name.
+bill, and that bill is exactly what an independent account of the host's words comes to. A test's name has its seed.
 """
 
 from __future__ import annotations
