@@ -24,6 +24,7 @@ from tests.pool.renting import (
 )
 from tests.pool_fixtures import RunningPool
 
+pytestmark = pytest.mark.slow
 Start = Callable[..., RunningPool]
 BUSY = (
     "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' </dev/null >/dev/null 2>&1 & "

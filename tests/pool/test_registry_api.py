@@ -99,9 +99,12 @@ def test_what_is_not_there_is_404(registry: RunningPool) -> None:
 
 def test_a_huge_body_is_refused(registry: RunningPool) -> None:
     """A body over the limit never reaches a decoder."""
-    with pytest.raises(httpx.HTTPError):
-        # The registry closes the connection while the body is still being sent.
-        registry.api("POST", "/v1/quotes", b'{"offer_id":"' + b"x" * 20_000_000 + b'"}')
+    try:
+        status = registry.api("POST", "/v1/quotes", b'{"offer_id":"' + b"x" * 20_000_000 + b'"}').status_code
+    except httpx.HTTPError:
+        status = 0  # it hung up while the body was still being sent
+
+    assert status in (0, 400, 413)
     assert registry.api("GET", "/v1/health").status_code == 200
 
 
