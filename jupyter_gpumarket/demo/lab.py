@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from jupyter_gpumarket.errors import ConfigError
+
+STOP_S = 10.0
 
 
 def open_lab(notebook: Path, *, port: int, browser: bool) -> int:
@@ -29,11 +33,20 @@ def open_lab(notebook: Path, *, port: int, browser: bool) -> int:
     command += [] if browser else ["--no-browser"]
     command += ["--allow-root"] if _is_root() else []
     print("JupyterLab opens the same notebook; run its cells with Shift+Enter. Ctrl-C here ends the demo.")
-    done = subprocess.run([*command, str(notebook)], check=False)
-    return 0 if done.returncode in (0, -2, 130) else done.returncode
+    # A session of its own: Ctrl-C reaches us, and we end it, without its question in the same terminal.
+    lab = subprocess.Popen([*command, str(notebook)], start_new_session=True)
+    try:
+        return lab.wait()
+    except KeyboardInterrupt:
+        lab.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            lab.wait(STOP_S)
+        return 0
+    finally:
+        if lab.poll() is None:
+            lab.kill()
+            lab.wait()
 
 
 def _is_root() -> bool:
-    import os
-
     return hasattr(os, "geteuid") and os.geteuid() == 0
