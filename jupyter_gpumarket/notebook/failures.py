@@ -32,7 +32,9 @@ def shown_short(error: BaseException) -> BaseException:
 def remote_error(name: str, value: str, traceback: list[str], node: str) -> RemoteError:
     """A cell's failure on a node: shown as the remote traceback, once."""
     error = RemoteError(name, value, traceback)
-    _show_as(error, lambda: [f"on {node}:", *(traceback or [f"{name}: {value}"])])
+    # A time-out arrives as the traceback of an interrupt: its own name is said after it.
+    last = [] if name in "".join(traceback[-1:]) else [f"{name}: {value}"]
+    _show_as(error, lambda: [f"on {node}:", *traceback, *last])
     return error
 
 

@@ -7,7 +7,7 @@ import secrets
 from typing import Any, NamedTuple
 
 from jupyter_gpumarket.api import RunCost, RunRequest, RunView, RunWish
-from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, GpuMarketError
+from jupyter_gpumarket.errors import BadRequest, GpuMarketError
 from jupyter_gpumarket.models import Lease, LeaseState, Owner
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook import renting
@@ -175,7 +175,7 @@ class CellRunner:
     def _cost_text(self, run: Followed) -> str:
         try:
             cost = self._final_cost(run.run_id)
-        except BrokerUnavailable as error:
+        except GpuMarketError as error:  # the cell itself is over; how it went must still be told
             return f"{run.place.name} · the cost is not known yet ({error}); `%gpu cost` tells it later"
         return run.prefix + final_text(run.place, cost)
 

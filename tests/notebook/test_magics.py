@@ -13,6 +13,7 @@ from jupyter_gpumarket.api import FilterStep, MarketplaceStatus
 from jupyter_gpumarket.config import Settings
 from jupyter_gpumarket.errors import (
     BadRequest,
+    BrokerUnavailable,
     BudgetExceeded,
     CodecError,
     ConfigError,
@@ -504,6 +505,20 @@ def test_a_second_interrupt_detaches(room: Room) -> None:
     assert isinstance(error, KeyboardInterrupt)
     assert "%gpu attach" in str(error)
     assert room.lines[-1] != ""
+
+
+def test_a_broker_without_an_answer_does_not_hide_how_the_cell_ended(room: Room) -> None:
+    """The cost cannot be told, the remote error is."""
+
+    def no_cost(run_id: str) -> Any:
+        raise BrokerUnavailable("the broker ended")
+
+    script(room, "go", messages=[failed("ValueError", "no")], status=RunStatus.ERROR)
+    room.client.run_cost = no_cost  # type: ignore[method-assign]
+    error = room.run("%%gpu\ngo")
+
+    assert isinstance(error, RemoteError)
+    assert "the cost is not known yet" in room.lines[-1]
 
 
 def test_a_lost_node_is_told_with_the_way_on(room: Room) -> None:
