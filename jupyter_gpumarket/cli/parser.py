@@ -123,7 +123,7 @@ def _add_processes(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "serve", f"{_PROCESSES}:serve", "run the broker in the foreground (containers, teams)")
     parser.set_defaults(takes_rest=False)
     for name, text in (
-        ("pool", "run the registry of your own marketplace (options: pool --help)"),
+        ("pool", "run the registry of your own marketplace; `pool user NAME` adds a user (options: pool --help)"),
         ("host", "lend this machine through a pool's registry (options: host --help)"),
     ):
         parser = commands.add_parser(name, help=text, add_help=False)

@@ -13,8 +13,9 @@ def serve(_arguments: argparse.Namespace) -> int:
 
 
 def pool(arguments: argparse.Namespace) -> int:
-    """Run a pool's registry."""
-    return _become("jupyter_gpumarket.pool", ["registry", *arguments.rest])
+    """Run a pool's registry; `pool user NAME` makes a user of it."""
+    words = arguments.rest
+    return _become("jupyter_gpumarket.pool", words if words[:1] == ["user"] else ["registry", *words])
 
 
 def host(arguments: argparse.Namespace) -> int:

@@ -88,8 +88,9 @@ class Stage:
     def _run(self, name: str, *options: str) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_gpumarket.pool", *options],
-                stdin=subprocess.DEVNULL,
+                # However this process ends, its end of the pipe closes, and the pool with its leases ends as well.
+                [sys.executable, "-m", "jupyter_gpumarket.pool", *options, "--until-stdin-ends"],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 # Ctrl-C in the terminal must reach us alone, so that leases are released before the pool ends.
@@ -119,6 +120,8 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)
         for process in self._processes:
+            if process.stdin is not None:
+                process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             if process.poll() is None:
