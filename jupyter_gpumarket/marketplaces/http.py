@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +39,14 @@ MAX_REPLY_BYTES = 32 * 1024 * 1024
 EXCERPT_CHARACTERS = 300
 NOTHING_WAS_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 REFUSALS: dict[int, type[MarketplaceError]] = {401: Unauthorized, 403: Unauthorized, 402: InsufficientFunds}
+
+
+class Absent:
+    """What a judge says of a reply that means: there is no such thing."""
+
+
+# Some marketplaces say only in the reply's body what a status means.
+Judge = Callable[[int, bytes], type[GpuMarketError | Absent] | None]
 
 
 class TooLarge(Exception):
@@ -121,10 +129,12 @@ class MarketplaceHttp:
         urgent: bool = False,
         absent: frozenset[int] = frozenset(),
         refusals: Mapping[int, type[GpuMarketError]] | None = None,
+        judge: Judge | None = None,
     ) -> Any:
         """One call, never repeated here; its reply decoded as `reply`, or None for a status in `absent`.
 
-        `refusals` says what other statuses of this call mean.
+        `refusals` says what other statuses of this call mean; `judge`, asked first of every status that is no success,
+        reads the body as well.
 
         Raises:
             Temporary, Permanent, Unauthorized, InsufficientFunds: see `base`; OutcomeUnknown only with `may_cost`.
@@ -143,7 +153,11 @@ class MarketplaceHttp:
         if status in absent:
             return None
         if not 200 <= status < 300:
-            raise self._refusal(what, status, headers, content, refusals or {}, may_cost=may_cost)
+            known = judge(status, content) if judge is not None else None
+            if known is not None and issubclass(known, Absent):
+                return None
+            told = refusals or {} if known is None else {status: known}
+            raise self._refusal(what, status, headers, content, told, may_cost=may_cost)
         return self._decoded(what, content, reply, may_cost=may_cost)
 
     async def aclose(self) -> None:

@@ -84,6 +84,10 @@ class Host:
     def lease(self, rental_id: str) -> HostLease | None:
         return self._leases.get(rental_id)
 
+    def leases(self) -> list[HostLease]:
+        """All that it knows."""
+        return list(self._leases.values())
+
     def report(self, *, wait_s: float = 0.0, leaving: bool = False) -> HostReport:
         """How things stand now."""
         self._sequence += 1
@@ -197,7 +201,7 @@ async def run_host(options: HostOptions) -> None:
         advertised = options.advertise or own_address(options.registry)
         address, port = guard.split_address(options.listen or f"{default_listen(advertised)}:0")
         key = host_ssh.host_key(options.folder / "ssh_host_ed25519_key")
-        acceptor = await host_ssh.listen(address, port, key, host.lease)
+        acceptor = await host_ssh.listen(address, port, key, host.lease, host.leases)
         joining = Joining(
             host_id=identity.host_id,
             name=options.name or socket.gethostname(),

@@ -1,5 +1,7 @@
 """The SSH server of a host: the user name is a rental's id, and only that rental's key opens it.
 
+The name `root`, by which other marketplaces' machines are reached, means the lease that the shown key opens.
+
 Commands, shells (with a terminal where one is asked for) and SFTP in the lease's folder; no forwarding of any kind, no
 agent, no X11. A closed channel closes the pipes of its process, as OpenSSH does: what wants to live on detaches itself.
 """
@@ -40,6 +42,8 @@ SIGNALS = {
 }
 SIGNAL_NAMES = {int(number): name for name, number in SIGNALS.items()}
 LeaseOf = Callable[[str], HostLease | None]
+AllLeases = Callable[[], list[HostLease]]
+ANY_LEASE = "root"
 
 
 def host_key(file: Path) -> asyncssh.SSHKey:
@@ -49,13 +53,15 @@ def host_key(file: Path) -> asyncssh.SSHKey:
     return asyncssh.read_private_key(file)
 
 
-async def listen(address: str, port: int, key: asyncssh.SSHKey, lease_of: LeaseOf) -> asyncssh.SSHAcceptor:
+async def listen(
+    address: str, port: int, key: asyncssh.SSHKey, lease_of: LeaseOf, all_leases: AllLeases
+) -> asyncssh.SSHAcceptor:
     """Serve leases over SSH on this address."""
     unproved: set[LeaseServer] = set()
     return await asyncssh.listen(
         address,
         port,
-        server_factory=lambda: LeaseServer(lease_of, unproved),
+        server_factory=lambda: LeaseServer(lease_of, all_leases, unproved),
         server_host_keys=[key],
         encryption_algs=CIPHERS,
         compression_algs=None,
@@ -77,8 +83,9 @@ async def listen(address: str, port: int, key: asyncssh.SSHKey, lease_of: LeaseO
 class LeaseServer(asyncssh.SSHServer):
     """One connection. Until a lease's key was shown it can do nothing."""
 
-    def __init__(self, lease_of: LeaseOf, unproved: set[LeaseServer]) -> None:
+    def __init__(self, lease_of: LeaseOf, all_leases: AllLeases, unproved: set[LeaseServer]) -> None:
         self._lease_of = lease_of
+        self._all_leases = all_leases
         self._unproved = unproved
         self._connection: asyncssh.SSHServerConnection | None = None
         self._lease: HostLease | None = None
@@ -98,14 +105,15 @@ class LeaseServer(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        lease = self._lease_of(username)
-        if lease is None or lease.state != "serving":
-            return False
-        allowed = asyncssh.import_public_key(lease.order.ssh_public_key)
-        if key.public_data != allowed.public_data:
-            return False
-        self._lease = lease
-        return True
+        named = self._lease_of(username)
+        candidates = self._all_leases() if username == ANY_LEASE else [named] if named is not None else []
+        for lease in candidates:
+            if lease.state != "serving":
+                continue
+            if key.public_data == asyncssh.import_public_key(lease.order.ssh_public_key).public_data:
+                self._lease = lease
+                return True
+        return False
 
     def auth_completed(self) -> None:
         assert self._lease is not None
