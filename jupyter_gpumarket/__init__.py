@@ -49,6 +49,12 @@ def unload_ipython_extension(shell: Any) -> None:
     _door("extension").unload(shell)
 
 
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    """Jupyter Server's hook: the extension that serves the routes under /gpumarket."""
+    app = importlib.import_module(f"{__name__}.server.app")
+    return [{"module": f"{__name__}.server.app", "app": app.GpuMarketApp}]
+
+
 def _door(module: str) -> Any:
     """A module of the notebook's door, by name: every part imports this file, so it must not import any part."""
     return importlib.import_module(f"{__name__}.notebook.{module}")

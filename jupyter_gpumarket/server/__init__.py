@@ -1,0 +1,14 @@
+"""The Jupyter server extension: the browser's door to the broker.
+
+    app.py        the extension: settings, hooks of Jupyter Server, what is started and stopped
+    routes.py     the one table of routes under /gpumarket, and what each asks of the broker
+    handlers.py   who may call, how a call is read, how errors are answered
+    door.py       the one connection to the broker, started when it is first needed
+    watch.py      looks at the broker while somebody uses it, and tells what has changed
+    sight.py      what was seen at one look, and (pure) what differs between two of them
+    events.py     the schemas on Jupyter's event bus
+    metrics.py    figures on the server's /metrics
+
+A door: it holds no state that matters, no marketplace key, and no token of the broker or of a cluster goes through it
+to the browser.
+"""

@@ -1,0 +1,94 @@
+"""The server's one connection to the broker: made on the first request, shared by all, made again when it is lost.
+
+The client's libraries are imported here on first use, so that a Jupyter server in which nobody rents pays nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from jupyter_gpumarket import config
+from jupyter_gpumarket.errors import BrokerUnavailable, GpuMarketError
+
+if TYPE_CHECKING:
+    from jupyter_gpumarket.client import AsyncClient
+
+T = TypeVar("T")
+
+# After a failed start, callers are told the same at once for so long: a page asks often, and each try may take seconds.
+REMEMBER_FAILURE_S = 3.0
+
+
+class Door:
+    """Calls to the broker. With `start`, one is started when none runs; the watch must not do that.
+
+    `home` is a folder as in JUPYTER_GPUMARKET_HOME, or empty for the user's own folders.
+    """
+
+    def __init__(self, *, home: str, timeout_s: float, start: bool) -> None:
+        self._home = home
+        self._timeout_s = timeout_s
+        self._start = start
+        self._client: AsyncClient | None = None
+        self._connecting: asyncio.Task[AsyncClient] | None = None
+        self._failure: tuple[float, GpuMarketError] | None = None
+
+    @property
+    def folders(self) -> config.Folders:
+        """The state and configuration folders; made on first use.
+
+        Raises:
+            ConfigError: they cannot be made.
+        """
+        return config.folders({config.ENVIRONMENT_PREFIX + "HOME": self._home} if self._home else None)
+
+    async def call(self, ask: Callable[[AsyncClient], Awaitable[T]]) -> T:
+        """Ask the broker something.
+
+        Raises:
+            BrokerUnavailable: there is none, and it could not be started or was not to be.
+            GpuMarketError: what the broker answered.
+        """
+        client = await self._connected()
+        try:
+            return await ask(client)
+        except BrokerUnavailable:
+            # The next call looks anew, once for all callers.
+            if self._client is client:
+                self._client = None
+                await client.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close connections; the broker goes on."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def _connected(self) -> AsyncClient:
+        if self._client is not None:
+            return self._client
+        if self._failure is not None and time.monotonic() - self._failure[0] < REMEMBER_FAILURE_S:
+            raise self._failure[1].with_traceback(None)
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+            self._connecting.add_done_callback(self._connected_or_not)
+        # A browser that goes away must not take the others' attempt with it.
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> AsyncClient:
+        from jupyter_gpumarket.client import connect_async
+
+        self._client = await connect_async(self.folders, start=self._start, timeout_s=self._timeout_s)
+        return self._client
+
+    def _connected_or_not(self, task: asyncio.Task[AsyncClient]) -> None:
+        self._connecting = None
+        error = None if task.cancelled() else task.exception()
+        self._failure = (time.monotonic(), error) if isinstance(error, GpuMarketError) else None
