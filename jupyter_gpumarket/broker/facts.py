@@ -8,6 +8,7 @@ Facts about cell runs become rows here; all others go to the lease engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -58,6 +59,7 @@ class FactIntake:
         self._clock = clock
         self._taken: dict[tuple[str, str], int] = {}
         self._turn: dict[str, asyncio.Lock] = {}
+        self._run_news = asyncio.Event()
 
     async def take(self, batch: FactBatch, caller: str) -> FactReceipt:
         """Journal what is new in a batch.
@@ -81,6 +83,11 @@ class FactIntake:
                 await self._take(fact, caller)
                 self._taken[queue] = number
         return FactReceipt(upto=self._taken.get(queue, 0))
+
+    async def run_news(self, timeout_s: float) -> None:
+        """Return when something new is known of some cell run, or after the time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._run_news.wait(), timeout_s)
 
     async def _take(self, fact: AnyFact, caller: str) -> None:
         lease = self._store.lease(fact.lease_id)
@@ -115,6 +122,8 @@ class FactIntake:
             event = "started" if isinstance(fact, RunStarted) else "ended"
             body = {"lease_id": lease.lease_id, "status": changed.status, "reason": changed.reason}
             self._store.append([NewEntry(kind=f"run.{event}", subject=fact.run_id, body=body, rows=(changed,))])
+            self._run_news.set()
+            self._run_news = asyncio.Event()
 
 
 def run_after(run: CellRun, fact: RunStarted | RunEnded, now_ms: int) -> CellRun:

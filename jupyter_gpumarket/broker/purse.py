@@ -74,10 +74,13 @@ class Purse:
             BudgetExceeded: names the budget.
         """
         self._refuse_blind()
+        budgets = [budget for budget in self._books.budgets() if covers(budget, wish.owner, wish.run_id)]
+        if not budgets:
+            return  # the usual case, and adding up all charges so far takes time before every cell
         ledger.refuse_run(
             wish.owner,
             run_id=wish.run_id,
-            budgets=self._books.budgets(),
+            budgets=budgets,
             charges=self._books.lines(),
             open_leases=self._books.open_leases(),
             now_ms=self._clock.now_ms(),

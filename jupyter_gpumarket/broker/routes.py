@@ -60,7 +60,7 @@ async def _wish(service: Service, call: Call) -> LeaseView:
 
 
 async def _leases(service: Service, call: Call) -> list[LeaseView]:
-    return await service.leases(ended_too=bool(call.number("all", 0)))
+    return await service.leases(ended_too=bool(call.number("all", 0)), with_nodes=bool(call.number("nodes", 1)))
 
 
 async def _lease(service: Service, call: Call) -> LeaseView:
@@ -92,7 +92,8 @@ async def _start_run(service: Service, call: Call) -> CellRun:
 
 
 async def _run_cost(service: Service, call: Call) -> RunCost:
-    return await service.run_cost(call.parts["run"])
+    wait_s = min(MAX_WAIT_S, max(0.0, call.number("wait_s", 0) or 0.0))
+    return await service.run_cost(call.parts["run"], wait_s=wait_s)
 
 
 async def _costs(service: Service, call: Call) -> CostList:
@@ -132,7 +133,7 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", "/v1/marketplaces", _marketplaces, list[MarketplaceInfo], "The marketplaces, usable or not"),
     _route("POST", "/v1/offers", _offers, OfferList, "What can be rented now", body=OfferSearch),
     _route("POST", "/v1/leases", _wish, LeaseView, "Rent a node", body=LeaseRequest),
-    _route("GET", "/v1/leases", _leases, list[LeaseView], "Open leases, or all", query=("all",)),
+    _route("GET", "/v1/leases", _leases, list[LeaseView], "Open leases, or all", query=("all", "nodes")),
     _route(
         "GET",
         "/v1/leases/{lease}",
@@ -146,7 +147,14 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", "/v1/leases/{lease}/story", _story, list[JournalLine], "What the journal tells about a lease"),
     _route("GET", "/v1/leases/{lease}/cluster", _cluster, ClusterAccess, "Where its cluster process listens"),
     _route("POST", "/v1/runs", _start_run, CellRun, "Before a cell runs: check budgets, journal", body=RunWish),
-    _route("GET", "/v1/runs/{run}", _run_cost, RunCost, "A cell run and its share of the bill"),
+    _route(
+        "GET",
+        "/v1/runs/{run}",
+        _run_cost,
+        RunCost,
+        "A cell run and its share of the bill; waits for its end",
+        query=("wait_s",),
+    ),
     _route("POST", "/v1/costs", _costs, CostList, "Lines of the ledger", body=CostQuery),
     _route("GET", "/v1/budgets", _budgets, list[BudgetView], "All budgets"),
     _route("PUT", "/v1/budgets", _set_budget, list[BudgetView], "Set or take away a budget", body=BudgetSetting),

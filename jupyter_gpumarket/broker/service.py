@@ -47,6 +47,7 @@ from jupyter_gpumarket.errors import LeaseError, MarketplaceError
 from jupyter_gpumarket.journal import Journal, NewEntry
 from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.models import (
+    ENDED_RUNS,
     ENDED_STATES,
     Budget,
     CellRun,
@@ -184,10 +185,11 @@ class Service:
                 lease = await parts.engine.wish(request)
         return await self._view(lease.lease_id)
 
-    async def leases(self, *, ended_too: bool) -> list[LeaseView]:
-        """Open leases, or all."""
+    async def leases(self, *, ended_too: bool, with_nodes: bool = True) -> list[LeaseView]:
+        """Open leases, or all. Without nodes, no cluster process is asked how its nodes are."""
         leases = self._parts.journal.leases(open_only=not ended_too)
-        return list(await asyncio.gather(*(self._view(lease.lease_id) for lease in leases)))
+        views = (self._view(lease.lease_id, with_node=with_nodes) for lease in leases)
+        return list(await asyncio.gather(*views))
 
     async def lease(self, named: str, *, after_seq: int | None, wait_s: float) -> LeaseView:
         """One lease; waits for a change after `after_seq`."""
@@ -252,9 +254,16 @@ class Service:
         parts.journal.append([NewEntry(kind="run.wished", subject=run.run_id, body=body, rows=(run,))])
         return run
 
-    async def run_cost(self, run_id: str) -> RunCost:
-        """A cell run and its share of the bill."""
+    async def run_cost(self, run_id: str, *, wait_s: float = 0) -> RunCost:
+        """A cell run and its share of the bill; waits up to `wait_s` for its end."""
         run = self._parts.journal.run(run_id)
+        until_s = asyncio.get_running_loop().time() + wait_s
+        while run is not None and run.status not in ENDED_RUNS:
+            left_s = until_s - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                break
+            await self._parts.facts.run_news(left_s)
+            run = self._parts.journal.run(run_id)
         lease = self._parts.journal.lease(run.lease_id) if run is not None else None
         if run is None or lease is None:
             raise NotFound(f"no cell run {run_id[:MAX_ID_CHARS]!r} is known", what="run")
@@ -307,7 +316,9 @@ class Service:
 
     # ── finding and showing ──────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _view(self, lease_id: str, *, after_seq: int | None = None, wait_s: float = 0) -> LeaseView:
+    async def _view(
+        self, lease_id: str, *, after_seq: int | None = None, wait_s: float = 0, with_node: bool = True
+    ) -> LeaseView:
         parts = self._parts
         lease, seq = await parts.engine.wait_changed(
             lease_id, -1 if after_seq is None else after_seq, wait_s if after_seq is not None else 0
@@ -320,7 +331,7 @@ class Service:
             boot_nusd=boot,
             idle_nusd=idle,
             worst_case_nusd=ledger.worst_case_nusd(lease),
-            node=await parts.clusters.node(lease),
+            node=await parts.clusters.node(lease) if with_node else None,
             notices=parts.purse.notices(lease_id),
         )
 

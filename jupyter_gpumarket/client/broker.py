@@ -81,9 +81,14 @@ class AsyncClient:
         view: LeaseView = await self._call("POST", "/v1/leases", LeaseView, body=request)
         return view
 
-    async def leases(self, *, all: bool = False) -> list[LeaseView]:  # noqa: A002 -- as the route calls it
-        """Open leases, newest last; with `all`, ended ones too."""
-        query = {"all": 1} if all else {}
+    async def leases(
+        self,
+        *,
+        all: bool = False,  # noqa: A002 -- as the route calls it
+        nodes: bool = True,
+    ) -> list[LeaseView]:
+        """Open leases, newest last; with `all`, ended ones too. Without `nodes`, quicker, and `node` is None in all."""
+        query = {**({"all": 1} if all else {}), **({} if nodes else {"nodes": 0})}
         views: list[LeaseView] = await self._call("GET", "/v1/leases", list[LeaseView], query=query)
         return views
 
@@ -136,9 +141,10 @@ class AsyncClient:
         run: CellRun = await self._call("POST", "/v1/runs", CellRun, body=wish)
         return run
 
-    async def run_cost(self, run_id: str) -> RunCost:
-        """A cell run and its share of its lease's bill so far."""
-        cost: RunCost = await self._call("GET", f"/v1/runs/{_part(run_id)}", RunCost)
+    async def run_cost(self, run_id: str, *, wait_s: float = 0) -> RunCost:
+        """A cell run and its share of its lease's bill so far; waits up to `wait_s` for the run's end."""
+        query = {"wait_s": wait_s} if wait_s else {}
+        cost: RunCost = await self._call("GET", f"/v1/runs/{_part(run_id)}", RunCost, query=query, wait_s=wait_s)
         return cost
 
     async def costs(self, query: CostQuery | None = None) -> CostList:

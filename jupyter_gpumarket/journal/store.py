@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from jupyter_gpumarket.journal.entries import (
     with_unknown_fields,
 )
 from jupyter_gpumarket.journal.guard import starts_spending
+from jupyter_gpumarket.journal.memory import Memory
 from jupyter_gpumarket.journal.replay import check_chain, first_difference, hash_of, replay
 from jupyter_gpumarket.journal.upgrade import upgrade
 from jupyter_gpumarket.models import Budget, CellRun, Charge, Lease, Machine
@@ -60,6 +61,7 @@ class Journal:
         self._lock = threading.RLock()
         self._failed: str | None = None
         self._head: tuple[int, str] | None = None
+        self._memory = Memory()
         self.minor = schema.MINOR
         self._upsert = sqlite.insert if database.engine.dialect.name == "sqlite" else postgresql.insert
 
@@ -170,6 +172,7 @@ class Journal:
                 for row in entry.gone:
                     _take_away(connection, row)
         self._head = new
+        self._memory.changed(row for entry in entries for row in (*entry.rows, *entry.gone))
         return stored
 
     def _text(self, connection: sa.Connection, row: Row) -> str:
@@ -242,30 +245,39 @@ class Journal:
 
     def lease(self, lease_id: str) -> Lease | None:
         """One lease as it is now."""
-        return self._one(Lease, schema.leases.c.lease_id == lease_id)
+        return self._one(Lease, schema.leases.c.lease_id, lease_id)
 
     def leases(self, *, open_only: bool = False) -> list[Lease]:
         """All leases, oldest first; `open_only`: those not released and not failed."""
-        where = [schema.leases.c.is_open == 1] if open_only else []
-        return self._all(Lease, where, schema.leases.c.created_ms, schema.leases.c.lease_id)
+        columns = schema.leases.c
+
+        def read() -> list[Lease]:
+            where = [columns.is_open == 1] if open_only else []
+            return self._all(Lease, where, columns.created_ms, columns.lease_id)
+
+        return self._remembered(Lease, ("open", open_only), read)
 
     def lease_by_request(self, request_id: str) -> Lease | None:
         """The lease that was made for a door's request."""
-        return self._one(Lease, schema.leases.c.request_id == request_id)
+        return self._one(Lease, schema.leases.c.request_id, request_id)
 
     def run(self, run_id: str) -> CellRun | None:
         """One cell run as it is now."""
-        return self._one(CellRun, schema.runs.c.run_id == run_id)
+        return self._one(CellRun, schema.runs.c.run_id, run_id)
 
     def runs(self, *, lease_id: str | None = None, since_ms: int | None = None) -> list[CellRun]:
         """Cell runs, oldest first: of one lease; still going on at or after a time (not started counts as going on)."""
         columns = schema.runs.c
-        where = []
-        if lease_id is not None:
-            where.append(columns.lease_id == lease_id)
-        if since_ms is not None:
-            where.append(sa.or_(columns.ended_ms.is_(None), columns.ended_ms >= since_ms))
-        return self._all(CellRun, where, columns.started_ms, columns.run_id)
+
+        def read() -> list[CellRun]:
+            where = []
+            if lease_id is not None:
+                where.append(columns.lease_id == lease_id)
+            if since_ms is not None:
+                where.append(sa.or_(columns.ended_ms.is_(None), columns.ended_ms >= since_ms))
+            return self._all(CellRun, where, columns.started_ms, columns.run_id)
+
+        return self._remembered(CellRun, ("of", lease_id), read) if since_ms is None else read()
 
     def charges(self, *, since_ms: int = 0, until_ms: int | None = None, lease_id: str | None = None) -> list[Charge]:
         """Lines of the ledger that touch a span of time, oldest first."""
@@ -279,15 +291,25 @@ class Journal:
 
     def budgets(self) -> list[Budget]:
         """All budgets."""
-        return self._all(Budget, [], schema.budgets.c.scope, schema.budgets.c.key)
+        columns = schema.budgets.c
+        return self._remembered(Budget, "all", lambda: self._all(Budget, [], columns.scope, columns.key))
 
     def machines(self) -> list[Machine]:
         """What is remembered of machines."""
         return self._all(Machine, [], schema.machines.c.marketplace, schema.machines.c.machine_id)
 
-    def _one(self, kind: type[RowT], where: sa.ColumnElement[bool]) -> RowT | None:
-        found = self._all(kind, [where])
+    def _one(self, kind: type[RowT], column: sa.Column[Any], value: str) -> RowT | None:
+        found = self._remembered(kind, (column.name, value), lambda: self._all(kind, [column == value]))
         return found[0] if found else None
+
+    def _remembered(self, kind: type[RowT], question: Hashable, read: Callable[[], list[RowT]]) -> list[RowT]:
+        """The answer of last time, unless rows of this kind were written since."""
+        with self._lock:
+            known = None if self._failed else self._memory.recall(kind, question)
+            if known is None:
+                known = read()
+                self._memory.keep(kind, question, known)
+            return list(known)
 
     def _all(
         self, kind: type[RowT], where: Sequence[sa.ColumnElement[bool]], *order: sa.ColumnElement[Any]
@@ -327,6 +349,7 @@ class Journal:
                 connection.execute(table.delete())
             for row, text in rows:
                 self._put(connection, row, text)
+        self._memory.forget()
 
     def close(self) -> None:
         """Close the database and give the lock back. Again: no effect."""
@@ -353,6 +376,7 @@ class Journal:
                     yield connection
             except sa.exc.SQLAlchemyError as error:
                 self._head = None
+                self._memory.forget()
                 told = failures.meaning(error, self.where, self._database.free_bytes())
                 if failures.is_doubtful(told, error):
                     self._failed = str(told)

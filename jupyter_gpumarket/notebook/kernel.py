@@ -90,10 +90,10 @@ class Notebook:
         self._told.update((view.lease.lease_id, notice) for notice in fresh)
         return fresh
 
-    def leases(self) -> list[LeaseView]:
-        """This notebook's open leases, the one to use first."""
+    def leases(self, *, with_nodes: bool = True) -> list[LeaseView]:
+        """This notebook's open leases, the one to use first. Without nodes it is quicker: for every cell's look."""
         own = self.owner()
-        views = [view for view in self.client.leases() if is_usable(view.lease)]
+        views = [view for view in self.client.leases(nodes=with_nodes) if is_usable(view.lease)]
         mine = [view for view in views if self._is_mine(view.lease, own)]
         # What this kernel used last comes first; what only the owner tells (after a restart) newest first.
         order = {lease_id: place for place, lease_id in enumerate(self._mine)}

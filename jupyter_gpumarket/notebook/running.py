@@ -25,7 +25,7 @@ from jupyter_gpumarket.notebook.values import InputValue, encode_inputs, fetch_o
 
 # The cluster process tells the broker of a run's end over HTTP; usually within milliseconds.
 FINAL_COST_PATIENCE_S = 5.0
-FINAL_COST_POLL_S = 0.02
+FINAL_COST_WAIT_S = 0.5
 
 
 class _Cell(NamedTuple):
@@ -95,7 +95,7 @@ class CellRunner:
 
     def _nodes(self, options: CellOptions, owner: Owner, line: CostLine) -> list[Lease]:
         if options.on_all:
-            views = self._notebook.leases()
+            views = self._notebook.leases(with_nodes=False)
             if not views:
                 raise BadRequest("--on all: this notebook has no node yet; `%gpu rent` rents one")
             return [self._made_ready(view.lease, line) for view in views]
@@ -110,7 +110,7 @@ class CellRunner:
         """The node that the cell goes to, if one is there: the named one, else this notebook's that fits."""
         if options.node:
             return self._notebook.named(options.node).lease
-        views = self._notebook.leases()
+        views = self._notebook.leases(with_nodes=False)
         for view in views:
             for notice in self._notebook.fresh_notices(view):
                 self._stage.write(f"[gpumarket] {view.lease.name}: {one_line(notice, 500)}\n", to_stderr=True)
@@ -182,13 +182,10 @@ class CellRunner:
     def _final_cost(self, run_id: str) -> RunCost:
         clock = self._notebook.clock
         deadline_s = clock.monotonic_s() + FINAL_COST_PATIENCE_S
-        pause_s = FINAL_COST_POLL_S
         while True:
-            cost = self._notebook.client.run_cost(run_id)
+            cost = self._notebook.client.run_cost(run_id, wait_s=FINAL_COST_WAIT_S)
             if cost.final or clock.monotonic_s() > deadline_s:
                 return cost
-            self._notebook.pause(pause_s)
-            pause_s = min(0.5, pause_s * 1.5)
 
     def _outcome(self, run: Followed) -> BaseException | None:
         view = run.view

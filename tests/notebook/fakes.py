@@ -250,7 +250,7 @@ class FakeClient:
         place = self.path.index(view.lease.state) + 1 if view.lease.state in self.path else 0
         return self._enter(view, self.path[place])
 
-    def leases(self, *, all: bool = False) -> list[LeaseView]:  # noqa: A002 -- as the client calls it
+    def leases(self, *, all: bool = False, nodes: bool = True) -> list[LeaseView]:  # noqa: A002 -- as the client
         return [view for view in self.views.values() if all or view.lease.may_bill]
 
     def release(self, lease: str, reason: str = "") -> LeaseView:
@@ -279,8 +279,10 @@ class FakeClient:
         self.started.append(wish)
         return CellRun(run_id=wish.run_id, lease_id=wish.lease_id, session=wish.session, status=RunStatus.QUEUED)
 
-    def run_cost(self, run_id: str) -> RunCost:
+    def run_cost(self, run_id: str, *, wait_s: float = 0) -> RunCost:
         self.costs_until_final -= 1
+        if self.costs_until_final > 0:
+            self.clock.pause(wait_s)
         run = CellRun(run_id=run_id, lease_id="lease-1", session="main", status=RunStatus.OK)
         return RunCost(
             run=run,
