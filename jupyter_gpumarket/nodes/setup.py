@@ -296,9 +296,16 @@ def mismatch(wanted: Versions, there: LookAnswer, name: str) -> str:
     if not there.pythons:
         return f"no usable Python on {name}; Python {wanted.minor} is needed, as on your side. Use an image that has it"
     nearest = min(there.pythons, key=lambda facts: len(found(facts)))
-    told = "; ".join(str(difference) for difference in found(nearest))
-    pins = " ".join(f"{n}=={v}" for n, v in sorted(wanted.packages.items()))
-    return (
-        f"{nearest.path} on {name} does not fit your side: {told}. Use an image with Python {wanted.minor}, or run "
-        f"on the node: {nearest.path} -m pip install {pins}"
-    )
+    differences = found(nearest)
+    told = "; ".join(str(difference) for difference in differences)
+    return f"{nearest.path} on {name} does not fit your side: {told}. {_way_out(wanted, nearest, differences)}"
+
+
+def _way_out(wanted: Versions, nearest: PythonFacts, differences: list[versions.Difference]) -> str:
+    """One fix on each side: the user can mend theirs at once, an image they may have to choose anew."""
+    if Versions(python=nearest.version, packages={}).minor != wanted.minor:
+        return f"Use an image with Python {wanted.minor}, or a notebook kernel with the node's Python"
+    there = " ".join(f"{found.name}=={found.ours}" for found in differences)
+    here = " ".join(f"{found.name}=={found.theirs}" for found in differences if found.theirs)
+    use_theirs = f", or use the node's versions here: pip install {here}" if here else ""
+    return f"Use an image with these versions (pip install {there}){use_theirs}"

@@ -124,7 +124,7 @@ class Commands:
         self._stage.table(renting.offers_table(found.offers))
         for status in found.statuses:
             if not status.ok:
-                self._stage.say(f"{status.marketplace} does not answer: {one_line(status.message)}")
+                self._stage.say(f"no answer from {renting.trouble_words(status)}")
 
     def _rent(self, arguments: argparse.Namespace) -> None:
         wish = wish_from(arguments, self._notebook.settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import NoReturn
 
-from jupyter_gpumarket.api import LeaseView, OfferList, OfferSearch
+from jupyter_gpumarket.api import LeaseView, MarketplaceStatus, OfferList, OfferSearch
 from jupyter_gpumarket.clock import in_words
 from jupyter_gpumarket.errors import (
     BadRequest,
@@ -71,9 +71,14 @@ def refuse_nothing(found: OfferList) -> NoReturn:
             "`jupyter gpumarket host` offers a machine of your own, `%gpu doctor` tells what is missing"
         )
     if not any(status.ok for status in found.statuses):
-        told = "; ".join(f"{status.marketplace}: {one_line(status.message)}" for status in found.statuses)
+        told = "; ".join(trouble_words(status) for status in found.statuses)
         raise ConfigError(f"no marketplace answers ({told}); `%gpu doctor` looks closer")
     raise NoMatchingOffer(_why_none(found))
+
+
+def trouble_words(status: MarketplaceStatus) -> str:
+    """Which marketplace does not answer, and why; errors of adapters begin with its name already."""
+    return f"{status.marketplace}: {one_line(status.message.removeprefix(f'{status.marketplace}: '))}"
 
 
 def worst_case_nusd(wish: Wish, offers: list[Offer]) -> int:
@@ -229,14 +234,17 @@ def _consent(stage: Stage, wish: Wish, offers: list[Offer]) -> None:
     if wish.yes:
         stage.say(summary)
         return
-    answer = stage.ask(f"{summary}. Rent it? [y/N] ")
+    try:
+        answer = stage.ask(f"{summary}. Rent it? [y/N] ")
+    except KeyboardInterrupt:
+        raise Cancelled("not rented; nothing was spent") from None
     if answer is None:
         raise ConfigError(
             f"would {summary}, but nobody can be asked here; allow it with `%%gpu --yes`, "
             "or for good with `ask = false` in config.toml (JUPYTER_GPUMARKET_ASK=false)"
         )
     if not answer:
-        raise Cancelled("not rented")
+        raise Cancelled("not rented; nothing was spent")
 
 
 def _refuse_small_budget(wish: Wish, best: Offer) -> None:
@@ -264,9 +272,9 @@ def _why_none(found: OfferList) -> str:
 
 
 def _why_failed(lease: Lease) -> GpuMarketError:
-    reason = one_line(lease.reason, 500) or f"the lease ended in {lease.state.value}"
+    reason = one_line(lease.reason, 900) or f"the lease ended in {lease.state.value}"
     for attempt in lease.attempts:
         if attempt.reason and attempt.reason != lease.reason:
             reason += f"; {one_line(attempt.marketplace, 30)} {one_line(attempt.offer_id, 40)}: "
-            reason += one_line(attempt.reason, 200)
+            reason += one_line(attempt.reason, 400)
     return LeaseFailed(f"no node: {reason}")
