@@ -159,15 +159,21 @@ class Commands:
                 raise BadRequest(f"this notebook has {len(views)} nodes ({known}): name one, or use --all")
         if not views:
             self._stage.say("this notebook has no node to give back")
-        for view in [self._notebook.client.release(view.lease.lease_id) for view in views]:
-            self._follow_release(view)
+        views = [self._notebook.client.release(view.lease.lease_id) for view in views]
+        for view in views:
+            # Before waiting: after a Ctrl-C the next cell need not be told that this node is gone.
+            self._notebook.forget(view.lease.lease_id)
+        try:
+            for view in views:
+                self._follow_release(view)
+        except KeyboardInterrupt:
+            raise renting.Cancelled("stopped waiting; the release goes on, `%gpu status` shows it") from None
 
     def _follow_release(self, view: LeaseView) -> None:
         clock = self._notebook.clock
         deadline_s = clock.monotonic_s() + RELEASE_PATIENCE_S
         while view.lease.state not in ENDED_STATES and clock.monotonic_s() < deadline_s:
             view = self._notebook.client.lease(view.lease.lease_id, after_seq=view.seq, wait_s=2.0)
-        self._notebook.forget(view.lease.lease_id)
         name = one_line(view.lease.name)
         if view.lease.state in ENDED_STATES:
             self._stage.say(f"{name} is given back; it cost {format_usd(view.cost_nusd)} in all")

@@ -179,7 +179,9 @@ class Follower:
     def _interrupt(self, going: list[Followed], watch: InterruptWatch) -> None:
         if watch.count > 1:
             ids = ", ".join(run.run_id for run in going)
-            raise Detached(f"detached; the cell goes on on the node, `%gpu attach {ids}` shows it again")
+            raise Detached(
+                f"detached; the node was told to stop the cell, and `%gpu attach {ids}` shows what becomes of it"
+            )
         self._stage.write("\n[gpumarket] interrupting on the node; once more detaches\n", to_stderr=True)
         for run in going:
             watch.wait(lambda: run.cluster.interrupt(run.run_id))  # noqa: B023 -- called at once

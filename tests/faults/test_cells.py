@@ -28,7 +28,8 @@ def told(done: Executed) -> str:
 
 def test_a_forking_cell_ends_once(kernel: RealKernel) -> None:
     """A child that runs on behind the cell neither holds it up nor repeats its output, and the next cell runs."""
-    code = "import os, time\nprint('before', flush=True)\nif not os.fork():\n    time.sleep(60)\n    os._exit(0)\nprint('parent')"
+    child = "    time.sleep(60)\n    os._exit(0)\n"
+    code = f"import os, time\nprint('before', flush=True)\nif not os.fork():\n{child}print('parent')"
     started = time.monotonic()
     done = kernel.must_run(f"%%gpu\n{code}")
 
@@ -99,7 +100,7 @@ def test_the_real_oom_killer_ends_the_session_alone(kernel: RealKernel, memory_g
 
 
 def test_a_result_that_is_a_pickle_is_refused_and_never_runs(kernel: RealKernel, tmp_path: Path) -> None:
-    """A cell that makes its node send a pickle, as itself or under another codec's name: an error, no code runs here."""
+    """A cell that makes its node send a pickle, as itself or as another codec: an error, and no code runs here."""
     marker = tmp_path / "ran"
     code = (
         "import os, pickle\nfrom jupyter_gpumarket import codecs\n"
@@ -152,7 +153,7 @@ def test_two_notebooks_at_once_get_two_machines_and_the_third_an_answer(kernel: 
 
 
 def test_no_marketplace_reachable_is_told_with_the_way_on(lab: RunningPool) -> None:
-    """The registry's address answers nobody: the cell fails in seconds, names the marketplace, and nothing is rented."""
+    """Nobody answers at the registry's address: the cell fails in seconds, names it, and nothing is rented."""
     side = Side(lab, "far")
     settings = side.folders.settings_file
     settings.write_text(settings.read_text().replace(lab.url, "http://127.0.0.1:9"))
