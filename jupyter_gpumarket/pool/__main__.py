@@ -74,6 +74,7 @@ def add_host(command: argparse.ArgumentParser) -> None:
     command.add_argument("--listen", default="", help="address:port for SSH; port 0 for any")
     command.add_argument("--advertise", default="", help="the address by which users reach this machine")
     command.add_argument("--split", action="store_true", help="each GPU is an offer of its own")
+    command.add_argument("--login", default="", metavar="NAME", help="a user name that opens the shown key's lease")
     command.add_argument("--gpus", default="", metavar="0,2", help="offer only these GPUs")
     command.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
     command.set_defaults(run=run_host_command)
@@ -127,6 +128,7 @@ def run_host_command(arguments: argparse.Namespace) -> None:
         fingerprint=arguments.fingerprint,
         split=arguments.split,
         gpus=gpu_numbers(arguments.gpus),
+        login=arguments.login,
         until_stdin_ends=arguments.until_stdin_ends,
     )
     asyncio.run(run_host(options))

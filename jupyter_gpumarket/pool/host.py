@@ -52,6 +52,7 @@ class HostOptions(Record, frozen=True, kw_only=True):
     fingerprint: str = ""
     split: bool = False
     gpus: tuple[int, ...] | None = None
+    login: str = ""
     until_stdin_ends: bool = False
 
 
@@ -81,12 +82,11 @@ class Host:
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def lease(self, rental_id: str) -> HostLease | None:
-        return self._leases.get(rental_id)
-
-    def leases(self) -> list[HostLease]:
-        """All that it knows."""
-        return list(self._leases.values())
+    def leases_named(self, name: str, login: str) -> list[HostLease]:
+        """The lease with this id; all of them for the common `login` name, where the host has one."""
+        if login and name == login:
+            return list(self._leases.values())
+        return [lease for lease in (self._leases.get(name),) if lease is not None]
 
     def report(self, *, wait_s: float = 0.0, leaving: bool = False) -> HostReport:
         """How things stand now."""
@@ -201,7 +201,7 @@ async def run_host(options: HostOptions) -> None:
         advertised = options.advertise or own_address(options.registry)
         address, port = guard.split_address(options.listen or f"{default_listen(advertised)}:0")
         key = host_ssh.host_key(options.folder / "ssh_host_ed25519_key")
-        acceptor = await host_ssh.listen(address, port, key, host.lease, host.leases)
+        acceptor = await host_ssh.listen(address, port, key, lambda name: host.leases_named(name, options.login))
         joining = Joining(
             host_id=identity.host_id,
             name=options.name or socket.gethostname(),

@@ -1,6 +1,7 @@
 """The SSH server of a host: the user name is a rental's id, and only that rental's key opens it.
 
-The name `root`, by which other marketplaces' machines are reached, means the lease that the shown key opens.
+A host can be told one more name, such as `root`, which then means the lease that the shown key opens: machines behind a
+stand-in for another marketplace are reached by that marketplace's user name.
 
 Commands, shells (with a terminal where one is asked for) and SFTP in the lease's folder; no forwarding of any kind, no
 agent, no X11. A closed channel closes the pipes of its process, as OpenSSH does: what wants to live on detaches itself.
@@ -41,9 +42,7 @@ SIGNALS = {
     for name in ["ABRT", "ALRM", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "TERM", "USR1", "USR2"]
 }
 SIGNAL_NAMES = {int(number): name for name, number in SIGNALS.items()}
-LeaseOf = Callable[[str], HostLease | None]
-AllLeases = Callable[[], list[HostLease]]
-ANY_LEASE = "root"
+LeasesNamed = Callable[[str], list[HostLease]]
 
 
 def host_key(file: Path) -> asyncssh.SSHKey:
@@ -53,15 +52,13 @@ def host_key(file: Path) -> asyncssh.SSHKey:
     return asyncssh.read_private_key(file)
 
 
-async def listen(
-    address: str, port: int, key: asyncssh.SSHKey, lease_of: LeaseOf, all_leases: AllLeases
-) -> asyncssh.SSHAcceptor:
+async def listen(address: str, port: int, key: asyncssh.SSHKey, leases_named: LeasesNamed) -> asyncssh.SSHAcceptor:
     """Serve leases over SSH on this address."""
     unproved: set[LeaseServer] = set()
     return await asyncssh.listen(
         address,
         port,
-        server_factory=lambda: LeaseServer(lease_of, all_leases, unproved),
+        server_factory=lambda: LeaseServer(leases_named, unproved),
         server_host_keys=[key],
         encryption_algs=CIPHERS,
         compression_algs=None,
@@ -83,9 +80,8 @@ async def listen(
 class LeaseServer(asyncssh.SSHServer):
     """One connection. Until a lease's key was shown it can do nothing."""
 
-    def __init__(self, lease_of: LeaseOf, all_leases: AllLeases, unproved: set[LeaseServer]) -> None:
-        self._lease_of = lease_of
-        self._all_leases = all_leases
+    def __init__(self, leases_named: LeasesNamed, unproved: set[LeaseServer]) -> None:
+        self._leases_named = leases_named
         self._unproved = unproved
         self._connection: asyncssh.SSHServerConnection | None = None
         self._lease: HostLease | None = None
@@ -105,9 +101,7 @@ class LeaseServer(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        named = self._lease_of(username)
-        candidates = self._all_leases() if username == ANY_LEASE else [named] if named is not None else []
-        for lease in candidates:
+        for lease in self._leases_named(username):
             if lease.state != "serving":
                 continue
             if key.public_data == asyncssh.import_public_key(lease.order.ssh_public_key).public_data:

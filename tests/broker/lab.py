@@ -17,7 +17,9 @@ PRICE = "3.60"  # a tenth of a cent a second: every millisecond is seen in the b
 
 
 @contextmanager
-def pool(root: Path, hosts: Sequence[str] = ("north",), settings: str = "") -> Iterator[tuple[Folders, Any]]:
+def pool(
+    root: Path, hosts: Sequence[str] = ("north",), settings: str = "", host_options: Sequence[str] = ()
+) -> Iterator[tuple[Folders, Any]]:
     """Folders whose broker has this pool, and the pool's registry file. All its processes end with it."""
     folders = folders_in(root)
     registry = private_folder(root / "registry")
@@ -29,7 +31,17 @@ def pool(root: Path, hosts: Sequence[str] = ("north",), settings: str = "") -> I
         write_private(join, facts["join_token"].encode())
         for name in hosts:
             folder = private_folder(root / name)
-            options = ["--registry", facts["url"], "--token-file", join, "--folder", folder, "--name", name]
+            options = [
+                "--registry",
+                facts["url"],
+                "--token-file",
+                join,
+                "--folder",
+                folder,
+                "--name",
+                name,
+                *host_options,
+            ]
             stack.enter_context(_process(root / f"{name}.log", "host", *options, "--price", PRICE))
         write_private(folders.settings_file, f'{settings}\n[marketplaces.pool]\nurl = "{facts["url"]}"\n'.encode())
         write_private(folders.configuration / "pool.key", facts["user_token"].encode())

@@ -1,0 +1,117 @@
+"""All stand-ins in one process, on one pool."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from jupyter_gpumarket.clock import SystemClock
+from jupyter_gpumarket.config import Secret, private_folder, write_private
+from jupyter_gpumarket.errors import ConfigError
+from jupyter_gpumarket.marketplaces.base import Marketplace
+from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
+from jupyter_gpumarket.models import Record
+from jupyter_gpumarket.pool.registry import stop_request
+from jupyter_gpumarket.simulator.faults import FaultBoard
+from jupyter_gpumarket.simulator.vast import VastStandIn
+from jupyter_gpumarket.simulator.web import Server, StandIn
+from jupyter_gpumarket.simulator.yard import Yard
+
+FILE = "simulator.json"
+
+
+class Told(Record, frozen=True, kw_only=True):
+    """What `simulator.json` says of one stand-in."""
+
+    url: str
+    key: str
+    control_token: str
+
+
+class Options(Record, frozen=True, kw_only=True):
+    """How the stand-ins behave. `figures` lists machines that were seen on the real markets and cannot be rented."""
+
+    folder: str
+    names: tuple[str, ...]
+    boot_s: float = 1.0
+    latency_s: float = 0.0
+    figures: bool = False
+    until_stdin_ends: bool = False
+
+
+Maker = Callable[[Yard, FaultBoard, Secret, bool], StandIn]
+STAND_INS: dict[str, Maker] = {
+    "vast": lambda yard, faults, key, figures: VastStandIn(yard, faults, key, show_figures=figures),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or Ctrl-C; the exit code."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        key = Secret(Path(arguments.pool_key_file).read_text("utf-8").strip())
+        pool = PoolMarketplace(PoolOptions(url=arguments.pool, ca_file=arguments.ca_file), key)
+        options = Options(
+            folder=arguments.folder,
+            names=tuple(name.strip() for name in arguments.marketplaces.split(",")),
+            boot_s=arguments.boot_s,
+            latency_s=arguments.latency_s,
+            figures=arguments.figures,
+            until_stdin_ends=arguments.until_stdin_ends,
+        )
+        asyncio.run(serve(options, pool))
+    except (ConfigError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m jupyter_gpumarket.simulator", description="Stand-ins for marketplaces, on a pool of one's own."
+    )
+    top.add_argument("--folder", required=True, help=f"where {FILE} is written, with the URLs and keys")
+    top.add_argument("--pool", required=True, help="the pool registry's URL")
+    top.add_argument("--pool-key-file", required=True, help="a file with a token of that registry")
+    top.add_argument("--ca-file", default="", help="the registry's certificate, where it speaks TLS")
+    top.add_argument("--marketplaces", default=",".join(STAND_INS), help="which, separated by commas")
+    top.add_argument("--boot-s", type=float, default=1.0, help="how long a machine seems to start")
+    top.add_argument("--latency-s", type=float, default=0.0, help="how long every answer takes")
+    top.add_argument("--figures", action="store_true", help="list machines of the real markets too (none is rentable)")
+    top.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
+    return top
+
+
+async def serve(options: Options, pool: Marketplace) -> None:
+    """Listen until told to stop, and give everything back.
+
+    Raises:
+        ConfigError: a marketplace that has no stand-in.
+    """
+    unknown = [name for name in options.names if name not in STAND_INS]
+    if unknown:
+        raise ConfigError(f"there is no stand-in for {', '.join(unknown)}; there are: {', '.join(STAND_INS)}")
+    clock = SystemClock()
+    servers, told = [], {}
+    for name in options.names:
+        key, faults = secrets.token_urlsafe(24), FaultBoard()
+        yard = Yard(pool, clock, faults, boot_s=options.boot_s)
+        server = Server(STAND_INS[name](yard, faults, Secret(key), options.figures), clock, latency_s=options.latency_s)
+        servers.append(server)
+        told[name] = Told(url=server.url, key=key, control_token=server.control_token)
+    stop = stop_request(with_stdin=options.until_stdin_ends)
+    write_private(private_folder(Path(options.folder)) / FILE, msgspec.json.encode(told))
+    await stop.wait()
+    for server in servers:
+        await server.aclose()
+    await pool.aclose()
