@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +20,6 @@ from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.models import Record
-from jupyter_gpumarket.pool.registry import stop_request
 from jupyter_gpumarket.simulator.faults import FaultBoard
 from jupyter_gpumarket.simulator.vast import VastStandIn
 from jupyter_gpumarket.simulator.web import Server, StandIn
@@ -109,9 +110,25 @@ async def serve(options: Options, pool: Marketplace) -> None:
         server = Server(STAND_INS[name](yard, faults, Secret(key), options.figures), clock, latency_s=options.latency_s)
         servers.append(server)
         told[name] = Told(url=server.url, key=key, control_token=server.control_token)
-    stop = stop_request(with_stdin=options.until_stdin_ends)
+    stop = asyncio.Event()
+    listen_for_the_end(stop, with_stdin=options.until_stdin_ends)
     write_private(private_folder(Path(options.folder)) / FILE, msgspec.json.encode(told))
     await stop.wait()
     for server in servers:
         await server.aclose()
     await pool.aclose()
+
+
+def listen_for_the_end(stop: asyncio.Event, *, with_stdin: bool) -> None:
+    """SIGTERM, SIGINT, and on wish the end of standard input, which comes also when the starter is killed."""
+    loop = asyncio.get_running_loop()
+    for what in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(what, stop.set)
+
+    def read() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            stop.set()
+
+    if with_stdin:
+        loop.add_reader(0, read)
