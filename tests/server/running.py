@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,10 +19,13 @@ import httpx
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from jupyter_gpumarket.config import Folders, folders
+from jupyter_gpumarket.server.events import schema_id
 from tests.broker.running import until
 
 TOKEN = "the-servers-token-f3a9"
 START_S = 60.0
+PATIENCE_S = 90.0
 ROOT = Path(__file__).parents[2]
 BASE = "/lab-42/"  # never the root, as behind JupyterHub
 
@@ -40,6 +44,12 @@ class Server:
         """A client with the server's token, or with the headers that are given instead."""
         headers = headers or {"Authorization": f"token {TOKEN}"}
         return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=60)
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """What an `httpx.AsyncClient` needs to ask with the server's token."""
+        headers = {"Authorization": f"token {TOKEN}"}
+        return {"base_url": self.url, "headers": headers, "trust_env": False, "timeout": 60}
 
     @contextlib.contextmanager
     def browser(self) -> Iterator[httpx.Client]:
@@ -62,6 +72,41 @@ class Server:
         """SIGTERM, and its exit code."""
         self.process.terminate()
         return self.process.wait(30)
+
+
+class Told:
+    """What has arrived on the event bus; `until` reads on until something fits."""
+
+    def __init__(self, socket: WebSocketClientConnection) -> None:
+        self._socket = socket
+        self.all: list[dict[str, Any]] = []
+
+    async def until(self, topic: str, *, after: int = 0, **facts: Any) -> dict[str, Any]:
+        """The first notice of this topic with these facts, among all that came, or those after the first `after`."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                for notice in self.all[after:]:
+                    after += 1
+                    if notice["schema_id"] == schema_id(topic) and facts.items() <= notice.items():
+                        return notice
+                text = await self._socket.read_message()
+                assert text is not None, "the event bus closed"
+                self.all.append(json.loads(text))
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._socket.close()
+
+
+def folders_of(server: Server) -> Folders:
+    """The folders that the server's extension uses."""
+    return folders({"JUPYTER_GPUMARKET_HOME": str(server.home)})
+
+
+async def get(door: httpx.AsyncClient, path: str) -> tuple[int, dict[str, Any]]:
+    """Status and content."""
+    reply = await door.get(f"/gpumarket{path}")
+    return reply.status_code, reply.json()
 
 
 def free_port() -> int:

@@ -1,0 +1,34 @@
+"""What the server does when the broker ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import httpx
+import pytest
+
+from tests.broker.running import brokers_of
+from tests.server.running import Server, Told, folders_of, get
+
+
+@pytest.mark.slow
+async def test_a_broker_that_died_is_told_and_started_by_the_next_request_only(server: Server) -> None:
+    """After kill -9 the pages are told; watching starts no broker; the next request does, and that is told too."""
+    where = folders_of(server)
+    async with httpx.AsyncClient(**server.asking) as door:
+        told = Told(await server.events())
+        before = (await get(door, "/health"))[1]["pid"]
+        await told.until("broker", up=True)
+        seen = len(told.all)
+
+        os.kill(before, signal.SIGKILL)
+        down = await told.until("broker", after=seen, up=False)
+        assert down["message"]
+        assert brokers_of(where) == []
+        assert "gpumarket_broker_up 0.0" in (await door.get("/metrics")).text
+
+        status, after = await get(door, "/health")
+        assert (status, after["pid"] != before) == (200, True)
+        await told.until("broker", after=seen, up=True)
+        told.close()
