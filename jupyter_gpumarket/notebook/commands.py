@@ -189,7 +189,8 @@ class Commands:
         charges = self._notebook.client.costs().charges
         own = self._notebook.owner()
         if not arguments.all:
-            mine = {view.lease.lease_id for view in self._notebook.leases()}
+            views = self._notebook.client.leases(all=True, nodes=False)
+            mine = {view.lease.lease_id for view in views if self._notebook.was_mine(view.lease, own)}
             charges = [
                 charge
                 for charge in charges
@@ -228,10 +229,12 @@ class Commands:
         return run_id, view
 
     def _logs(self, arguments: argparse.Namespace) -> None:
-        view = self._one(arguments.node)
+        view = self._notebook.known(arguments.node)
         for line in self._notebook.client.story(view.lease.lease_id):
             reason = one_line(str(line.body.get("reason", "")), 300)
             self._stage.say(f"{iso_utc(line.at_ms)}  {line.kind}  {reason}".rstrip())
+        if view.lease.state in ENDED_STATES:
+            return  # the process that had the node's own log has ended with it
         log = self._notebook.cluster(view.lease.lease_id).node_log(view.lease.lease_id)
         if log.strip():
             self._stage.say(f"— the node's own log —\n{clean_text(log)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 from collections.abc import Iterator
 
 from jupyter_gpumarket import __version__
@@ -18,6 +19,9 @@ OK, TROUBLE, NOTE = "ok", "TROUBLE", "note"
 SAFE_JUPYTERLAB = (4, 5, 7)
 # A clock off by more than this makes deadlines and the marketplace's bill disagree visibly.
 CLOCK_TOLERANCE_S = 30.0
+
+# A cell that prints much fills this quickly.
+LITTLE_DISK_BYTES = 256 * 2**20
 
 Row = tuple[str, str, str]
 
@@ -38,6 +42,7 @@ def examine(notebook: Notebook) -> Iterator[Row]:
         detail += f"; it is of version {info.version}: end it with `jupyter gpumarket serve --stop` and call again"
     yield "broker", OK if versions_agree else TROUBLE, detail
     yield _clock(notebook, info.started_ms)
+    yield _disk(info.state_folder)
     yield from _marketplaces(notebook)
     yield from _settings(notebook)
 
@@ -60,6 +65,17 @@ def _clock(notebook: Notebook, broker_started_ms: int) -> Row:
         ahead = in_words((broker_started_ms - now_ms) / 1000)
         return "clock", TROUBLE, f"went back by at least {ahead} since the broker was started; set the time"
     return "clock", OK, iso_utc(now_ms)
+
+
+def _disk(state_folder: str) -> Row:
+    try:
+        free = shutil.disk_usage(state_folder).free
+    except OSError as error:
+        return "disk", TROUBLE, f"{state_folder}: {error.strerror}"
+    detail = f"{free / 2**30:.1f} GiB free for journal and outputs"
+    if free < LITTLE_DISK_BYTES:
+        return "disk", TROUBLE, f"{detail} in {state_folder}: make room, or nothing new can be rented soon"
+    return "disk", OK, detail
 
 
 def _marketplaces(notebook: Notebook) -> Iterator[Row]:

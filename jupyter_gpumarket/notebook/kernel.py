@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn
 
 from jupyter_gpumarket import config
 from jupyter_gpumarket.api import LeaseView
@@ -38,6 +38,7 @@ class Notebook:
         self._client: Client | None = None
         self._clusters: dict[str, ClusterClient] = {}
         self._mine: list[str] = []
+        self._used: set[str] = set()
         self._told: set[tuple[str, str]] = set()
 
     @property
@@ -67,6 +68,7 @@ class Notebook:
         if lease_id in self._mine:
             self._mine.remove(lease_id)
         self._mine.append(lease_id)
+        self._used.add(lease_id)
 
     def forget(self, lease_id: str) -> None:
         """The node was given back."""
@@ -114,11 +116,34 @@ class Notebook:
         hint = f"running: {', '.join(near)}" if near else "no node is running"
         raise BadRequest(f"no node is called {name!r}; {hint}")
 
+    def known(self, name: str | None = None) -> LeaseView:
+        """A lease, open or ended: the named one, else this notebook's current one, else its last.
+
+        Raises:
+            BadRequest: there is none.
+        """
+        if name is None and (current := self.leases()):
+            return current[0]
+        own = self.owner()
+        views = sorted(self.client.leases(all=True), key=lambda view: view.lease.created_ms)
+        for view in reversed(views):
+            if name in (view.lease.name, view.lease.lease_id) or (name is None and self.was_mine(view.lease, own)):
+                return view
+        return self.named(name) if name else _refuse_without_node()
+
+    def was_mine(self, lease: Lease, own: Owner | None = None) -> bool:
+        """Whether a lease, open or ended, was used or asked for here."""
+        return lease.lease_id in self._used or self._is_mine(lease, own or self.owner())
+
     def _is_mine(self, lease: Lease, own: Owner) -> bool:
         if lease.lease_id in self._mine:
             return True
         asked_by = lease.request.owner
         return bool(own.notebook) and (asked_by.notebook, asked_by.user) == (own.notebook, own.user)
+
+
+def _refuse_without_node() -> NoReturn:
+    raise BadRequest("this notebook has had no node yet; `%gpu status --all` shows those of others")
 
 
 def is_usable(lease: Lease) -> bool:

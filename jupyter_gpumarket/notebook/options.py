@@ -141,7 +141,7 @@ def cell_options(arguments: argparse.Namespace, settings: Settings) -> CellOptio
         node=arguments.node or "",
         new=arguments.new,
         on_all=arguments.on == "all",
-        session=arguments.session,
+        session=session_name(arguments.session),
         inputs=names("-i", arguments.input),
         outputs=names("-o", arguments.output),
         timeout_s=duration_s(arguments.timeout) if arguments.timeout else None,
@@ -178,6 +178,7 @@ def money(argument: str, text: str) -> int:
     return amount
 
 
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}\Z")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z", re.IGNORECASE)
 
 
@@ -206,6 +207,17 @@ def names(argument: str, given: list[str] | None) -> tuple[str, ...]:
         if not name.isidentifier() or keyword.iskeyword(name):
             raise BadRequest(f"{argument} {name}: not the name of a variable")
     return found
+
+
+def session_name(text: str) -> str:
+    """The name of a remote kernel.
+
+    Raises:
+        BadRequest: a node would refuse it.
+    """
+    if not _SESSION.match(text):
+        raise BadRequest(f"--session {text}: letters, digits, '_', '-' and '.', at most 60 of them")
+    return text
 
 
 def listed(given: list[str] | None) -> list[str]:

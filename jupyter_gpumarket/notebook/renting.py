@@ -266,8 +266,8 @@ def _why_none(found: OfferList) -> str:
     if last is None:
         return f"none of {total} offers fits; `%gpu offers` shows them"
     return (
-        f"no offer fits: of {total} offers, {last.before} were left before {last.filter}, and none after it; "
-        "loosen that, `%gpu offers` shows what there is"
+        f"no offer fits: '{last.filter}' removed the last {last.before} of {total} offers; "
+        "loosen it, `%gpu offers` shows what there is"
     )
 
 

@@ -140,6 +140,28 @@ def test_costs_add_up_to_the_nano_dollar(room: Room) -> None:
     assert "$0.000291668" in shown(room)
 
 
+def test_costs_and_log_of_a_node_that_was_given_back_are_still_there(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody told the notebook's name: what this kernel used is remembered."""
+    monkeypatch.delenv("JUPYTER_GPUMARKET_NOTEBOOK", raising=False)
+    room.must_run("%%gpu\npass")
+    room.must_run("%gpu release")
+    room.must_run("%gpu cost")
+    room.must_run("%gpu logs")
+
+    assert "$0.000291668" in shown(room)
+    assert "lease.wished" in room.out
+
+
+def test_doctor_tells_a_disk_that_cannot_be_asked(room: Room) -> None:
+    """The fake broker's folder is not there: trouble is a row, not a traceback."""
+    room.must_run("%gpu doctor")
+
+    assert "disk" in shown(room)
+    assert "/state: No such file or directory" in shown(room)
+
+
 def test_extend_needs_something_to_extend(room: Room) -> None:
     """Neither hours nor budget: nothing to do."""
     assert isinstance(room.run("%gpu extend"), BadRequest)

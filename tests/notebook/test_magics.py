@@ -243,6 +243,7 @@ def test_on_all_runs_on_every_node_with_prefixed_output(room: Room) -> None:
         ("--frobnicate", "%%gpu?"),
         ("--gpu 'H100", "cannot read"),
         ("--count -1", "--count"),
+        ("--session ../main", "--session"),
     ],
 )
 def test_an_argument_that_cannot_be_read_is_named(room: Room, line: str, said: str) -> None:
@@ -510,7 +511,7 @@ def test_a_second_interrupt_detaches(room: Room) -> None:
 def test_a_broker_without_an_answer_does_not_hide_how_the_cell_ended(room: Room) -> None:
     """The cost cannot be told, the remote error is."""
 
-    def no_cost(run_id: str) -> Any:
+    def no_cost(run_id: str, **_: Any) -> Any:
         raise BrokerUnavailable("the broker ended")
 
     script(room, "go", messages=[failed("ValueError", "no")], status=RunStatus.ERROR)
