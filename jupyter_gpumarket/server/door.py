@@ -6,8 +6,10 @@ The client's libraries are imported here on first use, so that a Jupyter server 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from jupyter_gpumarket import config
@@ -20,6 +22,8 @@ T = TypeVar("T")
 
 # After a failed start, callers are told the same at once for so long: a page asks often, and each try may take seconds.
 REMEMBER_FAILURE_S = 3.0
+# The client keeps 64 connections; half of them stay free for calls that are answered at once.
+MAX_WAITS = 32
 
 
 class Door:
@@ -33,6 +37,8 @@ class Door:
         self._timeout_s = timeout_s
         self._start = start
         self._client: AsyncClient | None = None
+        self._calls: Counter[AsyncClient] = Counter()
+        self._waits = 0
         self._connecting: asyncio.Task[AsyncClient] | None = None
         self._failure: tuple[float, GpuMarketError] | None = None
 
@@ -53,14 +59,29 @@ class Door:
             GpuMarketError: what the broker answered.
         """
         client = await self._connected()
+        self._calls[client] += 1
         try:
             return await ask(client)
         except BrokerUnavailable:
             # The next call looks anew, once for all callers.
             if self._client is client:
                 self._client = None
-                await client.aclose()
             raise
+        finally:
+            self._calls[client] -= 1
+            if client is not self._client and not self._calls[client]:
+                # The last one shuts the door: closing it earlier would cut the others' calls.
+                del self._calls[client]
+                await client.aclose()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[bool]:
+        """Around a call that waits for a change; whether it may, or too many wait already and block all others."""
+        self._waits += 1
+        try:
+            yield self._waits <= MAX_WAITS
+        finally:
+            self._waits -= 1
 
     async def aclose(self) -> None:
         """Close connections; the broker goes on."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PREFIX = "/gpumarket"
 MAX_WAIT_S = 30.0
+SHORT_WAIT_S = 1.0
 MAX_LOG_CHARS = 200_000
 TITLE = "jupyter_gpumarket, the Jupyter server's routes"
 SECURITY = {
@@ -158,7 +159,9 @@ async def _leases(door: Door, call: Call) -> list[LeaseView]:
 async def _lease(door: Door, call: Call) -> LeaseView:
     after_seq = int(call.number("after_seq", -1)) if "after_seq" in call.query else None
     wait_s = min(MAX_WAIT_S, max(0.0, call.number("wait_s", 0)))
-    return await door.call(lambda broker: broker.lease(call.parts["lease"], after_seq=after_seq, wait_s=wait_s))
+    with door.waiting() as may_wait:
+        patience_s = wait_s if may_wait else min(wait_s, SHORT_WAIT_S)
+        return await door.call(lambda broker: broker.lease(call.parts["lease"], after_seq=after_seq, wait_s=patience_s))
 
 
 async def _release(door: Door, call: Call) -> LeaseView:
