@@ -111,7 +111,7 @@ class Server:
     def __init__(self, stand_in: StandIn, clock: Clock, *, latency_s: float = 0.0, port: int = 0) -> None:
         self.stand_in = stand_in
         self.control_token = secrets.token_urlsafe(16)
-        self.calls: list[tuple[str, str, Any]] = []
+        self.observe: Callable[[Call, Reply], None] = lambda _call, _reply: None
         self._clock = clock
         self._latency_s = latency_s
         self._routes = [(re.compile(route.pattern), route) for route in stand_in.routes()]
@@ -207,11 +207,11 @@ class Handler(RequestHandler):
             query={name: values[-1].decode("utf-8", "replace") for name, values in asked.query_arguments.items()},
             content=asked.body,
         )
-        self.server.calls.append((call.method, call.path, call.content))
         reply = await self.server.answer(call)
         if reply is None:
             self._cut()
             return
+        self.server.observe(call, reply)
         self.set_status(reply.status)
         # Some official clients take nothing but exactly this, without a character set.
         self.set_header("Content-Type", reply.content_type)

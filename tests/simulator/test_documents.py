@@ -1,0 +1,64 @@
+"""What our adapters ask and our stand-ins answer is what the marketplaces' own API documents describe."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from jupyter_gpumarket.models import OfferQuery, RentalStatus
+from jupyter_gpumarket.simulator.vast import VastStandIn
+from tests.marketplaces import test_vast
+from tests.marketplaces.contract import new_label
+from tests.pool_fixtures import RunningPool, pools
+from tests.simulator.documents import Document
+from tests.simulator.standing import Standing, standing
+
+# Where the document and the official client differ, we do as the client does. The docs' table explains each.
+EXPLAINED_VAST = {
+    ("POST", "/api/v0/bundles", "request", "order: minItems"),
+    ("PUT", "/api/v0/asks/{id}", "request", "runtype: enum"),
+    ("GET", "/api/v1/instances", "reply", "instances.[].ports: type"),
+    ("GET", "/api/v1/instances", "reply", "instances.[].external: type"),
+    ("GET", "/api/v0/instances/{id}", "reply", "instances.ports: type"),
+    ("GET", "/api/v0/instances/{id}", "reply", "instances.external: type"),
+    ("GET", "/api/v0/instances/{id}", "reply", "instances: type"),
+    ("GET", "/api/v0/instances/{id}", "query", "owner"),
+    ("GET", "/api/v0/users/current", "reply", "status 404"),
+}
+
+
+@pytest.fixture(scope="module")
+def running() -> Any:
+    with pools() as start:
+        yield start(hosts=1)
+
+
+async def whole_life(stand: Standing) -> None:
+    """Every call that an adapter makes, in the order of a lease."""
+    market = stand.market
+    quote = await market.quote((await market.offers(OfferQuery(vram_gib=0.0)))[0])
+    label = new_label()
+    rental = await market.rent(
+        quote, label=label, ssh_public_key=stand.world.ssh_public_key, deadline_ms=int(time.time() * 1000) + 60_000
+    )
+    assert await market.find(label) is not None
+    await stand.world.until(rental.rental_id, RentalStatus.RUNNING)
+    await market.rentals()
+    await market.charges(rental.rental_id)
+    await market.balance()
+    await market.release(rental.rental_id)
+    await stand.world.until(rental.rental_id, RentalStatus.GONE)
+    await market.release(rental.rental_id)
+
+
+async def test_vast_speaks_as_its_document_says(running: RunningPool) -> None:
+    """Each request of the adapter and each reply of the stand-in fits Vast's document, but for known errors in it."""
+    document = Document("vast/openapi.yaml")
+    async with standing(running, VastStandIn, test_vast.adapter, test_vast.is_create, test_vast.is_release) as stand:
+        stand.server.observe = document.observe
+        await whole_life(stand)
+
+    assert document.differences <= EXPLAINED_VAST
+    assert len(document.checked) >= 8
