@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -77,11 +78,21 @@ class FactIntake:
             raise InvalidField(f"a batch starts at 1 or later and has at most {MAX_FACTS} facts", name="first")
         queue = (batch.cluster_id, batch.queue)
         async with self._turn.setdefault(batch.cluster_id, asyncio.Lock()):
-            for number, fact in enumerate(batch.facts, start=batch.first):
-                if number <= self._taken.get(queue, 0):
+            new = [
+                (number, fact)
+                for number, fact in enumerate(batch.facts, start=batch.first)
+                if number > self._taken.get(queue, 0)
+            ]
+            for are_of_runs, group in itertools.groupby(new, lambda item: isinstance(item[1], RunStarted | RunEnded)):
+                if are_of_runs:
+                    numbered = list(group)
+                    self._take_runs([fact for _, fact in numbered], caller)
+                    self._taken[queue] = numbered[-1][0]
                     continue
-                await self._take(fact, caller)
-                self._taken[queue] = number
+                for number, fact in group:
+                    if self._is_of(fact, caller):
+                        await self._report(fact)
+                    self._taken[queue] = number
         return FactReceipt(upto=self._taken.get(queue, 0))
 
     async def run_news(self, timeout_s: float) -> None:
@@ -89,14 +100,13 @@ class FactIntake:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._run_news.wait(), timeout_s)
 
-    async def _take(self, fact: AnyFact, caller: str) -> None:
+    def _is_of(self, fact: AnyFact, caller: str) -> bool:
+        """Whether a fact is about a node of the cluster that tells it."""
         lease = self._store.lease(fact.lease_id)
         if lease is None or cluster_of(lease) != caller:
             log.warning("dropped a fact of cluster %.80s about a foreign node: %.80s", caller, fact.lease_id)
-        elif isinstance(fact, RunStarted | RunEnded):
-            self._take_run(fact, lease)
-        else:
-            await self._report(fact)
+            return False
+        return True
 
     async def _report(self, fact: AnyFact) -> None:
         """A fact that the engine cannot take will not fit any better the next time: it is logged and passed over."""
@@ -105,25 +115,40 @@ class FactIntake:
         except LeaseError as error:
             log.warning("a fact of %s was not taken: %s", fact.lease_id, error)
 
-    def _take_run(self, fact: RunStarted | RunEnded, lease: Lease) -> None:
-        run = self._store.run(fact.run_id)
-        if run is not None and run.lease_id != lease.lease_id:
-            log.warning("dropped a fact about a run that is on another node: %.80s", fact.run_id)
-            return
-        known = run or CellRun(
+    def _take_runs(self, facts: Sequence[AnyFact], caller: str) -> None:
+        """Journal in one go what facts that follow each other change in cell runs."""
+        rows: dict[str, CellRun] = {}
+        entries: list[NewEntry] = []
+        for fact in facts:
+            assert isinstance(fact, RunStarted | RunEnded)
+            if not self._is_of(fact, caller):
+                continue
+            before = rows.get(fact.run_id) or self._store.run(fact.run_id)
+            if before is not None and before.lease_id != fact.lease_id:
+                log.warning("dropped a fact about a run that is on another node: %.80s", fact.run_id)
+                continue
+            changed = run_after(before or self._unknown(fact), fact, self._clock.now_ms())
+            if changed != before:
+                event = "started" if isinstance(fact, RunStarted) else "ended"
+                body = {"lease_id": fact.lease_id, "status": changed.status, "reason": changed.reason}
+                entries.append(NewEntry(kind=f"run.{event}", subject=fact.run_id, body=body, rows=(changed,)))
+                rows[fact.run_id] = changed
+        if entries:
+            self._store.append(entries)
+            self._run_news.set()
+            self._run_news = asyncio.Event()
+
+    def _unknown(self, fact: RunStarted | RunEnded) -> CellRun:
+        """A run that no door had announced."""
+        lease = self._store.lease(fact.lease_id)
+        assert lease is not None
+        return CellRun(
             run_id=fact.run_id,
             lease_id=lease.lease_id,
             session="",
             status=RunStatus.QUEUED,
             owner=lease.request.owner,
         )
-        changed = run_after(known, fact, self._clock.now_ms())
-        if changed != run:
-            event = "started" if isinstance(fact, RunStarted) else "ended"
-            body = {"lease_id": lease.lease_id, "status": changed.status, "reason": changed.reason}
-            self._store.append([NewEntry(kind=f"run.{event}", subject=fact.run_id, body=body, rows=(changed,))])
-            self._run_news.set()
-            self._run_news = asyncio.Event()
 
 
 def run_after(run: CellRun, fact: RunStarted | RunEnded, now_ms: int) -> CellRun:

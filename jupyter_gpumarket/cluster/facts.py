@@ -7,6 +7,7 @@ numbers that it has. `broker.json` is read anew after each failure, since a new 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO
 import msgspec
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
-from jupyter_gpumarket.api import AnyFact, FactBatch, FactReceipt
+from jupyter_gpumarket.api import AnyFact, FactBatch, FactReceipt, RunStarted
 from jupyter_gpumarket.cluster.records import BrokerAddress
 from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.models import Record
@@ -26,6 +27,7 @@ BATCH = 100
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 COMPACT_AFTER = 1000
+STARTED_WAITS_S = 0.05
 
 
 class _Head(Record, frozen=True, kw_only=True):
@@ -45,6 +47,7 @@ class FactQueue:
         self._cluster_id = cluster_id
         self._waiting: list[AnyFact] = []
         self._arrived = asyncio.Event()
+        self._pressing = asyncio.Event()
         self._delivered = 0
         self._head = self._load()
         self._file: IO[bytes] = self._path.open("ab", buffering=0)
@@ -55,20 +58,46 @@ class FactQueue:
         return len(self._waiting)
 
     def put(self, fact: AnyFact) -> None:
-        """Record a fact; it survives a crash when this returns.
+        """Record a fact; it survives a crash of the machine when this returns.
 
         Raises:
             OSError: the disk is full or failing.
         """
+        self._write(fact, is_forced=True)
+
+    def note(self, fact: AnyFact) -> None:
+        """Record a fact; it survives a kill of this process when this returns, and more only after `sync`.
+
+        Raises:
+            OSError: the disk is full or failing.
+        """
+        self._write(fact, is_forced=False)
+
+    async def sync(self) -> None:
+        """Force to the disk what was noted before; one wait for however many.
+
+        Raises:
+            OSError: the disk is failing.
+        """
+        descriptor = os.dup(self._file.fileno())  # the file may be replaced by a shorter one meanwhile
+        try:
+            await asyncio.to_thread(os.fdatasync, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _write(self, fact: AnyFact, *, is_forced: bool) -> None:
         end = self._file.seek(0, os.SEEK_END)
         try:
             self._file.write(msgspec.json.encode(fact) + b"\n")
-            os.fdatasync(self._file.fileno())
+            if is_forced:
+                os.fdatasync(self._file.fileno())
         except OSError:
             self._file.truncate(end)
             raise
         self._waiting.append(fact)
         self._arrived.set()
+        if not isinstance(fact, RunStarted):
+            self._pressing.set()
 
     async def deliver(self) -> None:
         """Send what waits, for ever."""
@@ -77,6 +106,7 @@ class FactQueue:
             if not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
+            await self._gather()
             try:
                 await self._send_some()
                 wait_s = FIRST_WAIT_S
@@ -84,6 +114,13 @@ class FactQueue:
                 logger.info("the broker has not taken %d facts: %s", len(self._waiting), error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(LONGEST_WAIT_S, wait_s * 2)
+
+    async def _gather(self) -> None:
+        """That a cell has begun waits a moment for its end: most cells are short, and both then travel as one."""
+        self._pressing.clear()
+        if all(isinstance(fact, RunStarted) for fact in self._waiting):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pressing.wait(), STARTED_WAITS_S)
 
     def close(self) -> None:
         """Close the file; what waits is sent by the next process."""

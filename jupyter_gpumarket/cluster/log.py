@@ -105,6 +105,11 @@ class RunLog:
             data = file.read(self._ends[last] - self._ends[after])
         return [_messages.decode(line) for line in data.splitlines()]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something that `sync` has not to pass over."""
+        return bool(self._files)
+
     def sync(self) -> None:
         """Make everything kept so far survive a power cut.
 

@@ -29,6 +29,7 @@ from jupyter_gpumarket.api import (
 )
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.progress import Facts
 from jupyter_gpumarket.cluster.reach import Link, Reach
 from jupyter_gpumarket.cluster.records import NodeRecord
 from jupyter_gpumarket.cluster.runs import RunStore
@@ -65,7 +66,7 @@ class Node:
         runs: RunStore,
         blobs: BlobStore,
         clock: Clock,
-        tell: Callable[[AnyFact], None],
+        facts: Facts,
         save: Callable[[], None],
         idle_tell_s: float = 60.0,
     ) -> None:
@@ -73,7 +74,7 @@ class Node:
         self._reach = reach
         self._runs = runs
         self._clock = clock
-        self._tell = tell
+        self._facts = facts
         self._save = save
         self._idle_tell_s = idle_tell_s
         self._link: Link | None = None
@@ -98,7 +99,7 @@ class Node:
             runs=runs,
             blobs=blobs,
             clock=clock,
-            tell=tell,
+            facts=facts,
             on_agent=self._on_agent,
             deadline=self._deadline,
         )
@@ -374,7 +375,7 @@ class Node:
         """Facts about the node wait in memory while the disk takes nothing; the link is kept up meanwhile."""
         try:
             while self._untold:
-                self._tell(self._untold[0])
+                self._facts.put(self._untold[0])
                 self._untold.pop(0)
         except OSError as error:
             logger.warning("node %s: a fact cannot be written down yet: %s", self.lease_id, error.strerror)

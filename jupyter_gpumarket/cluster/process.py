@@ -164,7 +164,7 @@ class Cluster:
             runs=self.runs,
             blobs=self.blobs,
             clock=self.clock,
-            tell=self.facts.put,
+            facts=self.facts,
             save=self._save_nodes,
             idle_tell_s=self.start.idle_tell_s,
         )

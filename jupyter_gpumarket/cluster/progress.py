@@ -1,11 +1,12 @@
 """What becomes of runs: the node's reports as changes of state on disk and facts for the broker.
 
-Facts go first: after a crash between the two, a fact may be told twice, never be missing.
+Facts go first: after a crash between the two, a fact may be told twice, never be missing. For that they need not be
+forced to the disk one by one: it is enough that they are there before the run's end is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from jupyter_gpumarket.api import AnyFact, NodeIdle, OutputRef, RunEnded, RunStarted
 from jupyter_gpumarket.clock import Clock
@@ -18,14 +19,27 @@ MAX_TEXT = 20_000
 MAX_TRACEBACK_LINES = 200
 
 
+class Facts(Protocol):
+    """Where the broker's facts go. Both raise OSError when the disk takes nothing."""
+
+    def put(self, fact: AnyFact) -> None:
+        """Keep a fact, over a power cut too."""
+
+    def note(self, fact: AnyFact) -> None:
+        """Keep a fact over a kill of this process."""
+
+    async def sync(self) -> None:
+        """Keep what was noted over a power cut too."""
+
+
 class RunProgress:
     """Applies what is known of the runs of one node."""
 
-    def __init__(self, lease_id: str, runs: RunStore, clock: Clock, tell: Callable[[AnyFact], None]) -> None:
+    def __init__(self, lease_id: str, runs: RunStore, clock: Clock, facts: Facts) -> None:
         self._lease_id = lease_id
         self._runs = runs
         self._clock = clock
-        self._tell = tell
+        self._facts = facts
         self._clock_offset_ms: int | None = None
         self.ready_ms: int | None = None
 
@@ -50,7 +64,7 @@ class RunProgress:
     def end_here(self, run: Run, status: RunStatus, reason: str) -> None:
         """A run ended without the node: it never reached it."""
         now = self._clock.now_ms()
-        self._tell(
+        self._facts.put(
             RunEnded(
                 lease_id=self._lease_id,
                 at_ms=now,
@@ -81,9 +95,13 @@ class RunProgress:
         run.change(status=status, reason=reason, outputs=self._no_outputs(run, reason), is_settled=True)
         run.close()
 
-    def settle(self, run: Run, outputs: tuple[OutputRef, ...]) -> None:
-        """All messages and outputs are here: doors may see the end."""
-        run.change(status=RunStatus(run.state.node_status), outputs=outputs, is_settled=True)
+    async def settle(self, run: Run, outputs: tuple[OutputRef, ...]) -> None:
+        """All messages and outputs are here: once that is on the disk, with the facts about it, doors may see the end.
+
+        Raises:
+            OSError: the disk is full or failing; doors do not see the end yet.
+        """
+        await run.end(self._facts.sync, status=RunStatus(run.state.node_status), outputs=outputs, is_settled=True)
 
     def tell_idle(self) -> None:
         """Tell the broker since when the node has had nothing to do; nothing while it has, or may have."""
@@ -91,7 +109,7 @@ class RunProgress:
             return
         ends = [run.state.ended_ms or 0 for run in self._runs.of_node(self._lease_id)]
         since_ms = max(self.ready_ms, *ends, 0)
-        self._tell(NodeIdle(lease_id=self._lease_id, at_ms=self._clock.now_ms(), idle_since_ms=since_ms))
+        self._facts.note(NodeIdle(lease_id=self._lease_id, at_ms=self._clock.now_ms(), idle_since_ms=since_ms))
 
     def _open(self) -> list[Run]:
         return [
@@ -102,7 +120,7 @@ class RunProgress:
 
     def _started(self, run: Run, report: RunStateReport) -> None:
         started_ms = self._ours(report.started_ms, run.state.created_ms)
-        self._tell(RunStarted(lease_id=self._lease_id, at_ms=started_ms, run_id=run.run_id))
+        self._facts.note(RunStarted(lease_id=self._lease_id, at_ms=started_ms, run_id=run.run_id))
         run.change(started_ms=started_ms, status=RunStatus.RUNNING, node_status=report.status)
 
     def _ended(self, run: Run, report: RunStateReport) -> None:
@@ -110,7 +128,7 @@ class RunProgress:
         if started_ms is None and report.started_ms is not None:
             started_ms = self._ours(report.started_ms, run.state.created_ms)
         ended_ms = self._ours(report.ended_ms, started_ms or run.state.created_ms)
-        self._tell(
+        self._facts.note(
             RunEnded(
                 lease_id=self._lease_id,
                 at_ms=ended_ms,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,7 @@ class Run:
         Beginning and end are forced to the disk. What lies between survives a kill of this process, and after a power
         cut the node tells it again.
         """
-        state = msgspec.structs.replace(self.state, **fields)
-        if state.has_ended:
-            state = msgspec.structs.replace(state, messages=self.log.count, has_spilled=self.log.has_spilled)
+        state = self._changed(fields)
         path, content = self.folder / "state.json", msgspec.json.encode(state)
         if state.has_ended or not path.exists():
             write_private(path, content)
@@ -61,6 +59,30 @@ class Run:
             _write_quickly(path, content)
         self.state = state
         self.tell()
+
+    async def end(self, also: Callable[[], Awaitable[None]], **fields: Any) -> None:
+        """Like `change`, for the end of a run that has its output here: all goes to the disk at once, off the loop.
+
+        `also` is what else must be on the disk before the end is. Nobody sees the end when this fails or is cancelled.
+
+        Raises:
+            OSError: the disk is full or failing.
+        """
+        state = self._changed(fields)
+        draft = self.folder / "state.end"
+        work: list[Awaitable[None]] = [also(), asyncio.to_thread(write_private, draft, msgspec.json.encode(state))]
+        if self.log.is_open:
+            work.append(asyncio.to_thread(self.log.sync))
+        await asyncio.gather(*work)
+        draft.replace(self.folder / "state.json")
+        self.state = state
+        self.tell()
+
+    def _changed(self, fields: dict[str, Any]) -> RunState:
+        state = msgspec.structs.replace(self.state, **fields)
+        if state.has_ended:
+            state = msgspec.structs.replace(state, messages=self.log.count, has_spilled=self.log.has_spilled)
+        return state
 
     def tell(self) -> None:
         """Wake whoever waits for news of this run."""
@@ -118,11 +140,14 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self._folder = private_folder(folder)
         self._runs: dict[str, Run] = {}
+        self._of_node: dict[str, list[Run]] = {}
         for entry in sorted(self._folder.iterdir()):
             file = entry / "state.json"
             if file.exists():
                 run = Run(entry, msgspec.json.decode(file.read_bytes(), type=RunState))
                 self._runs[run.run_id] = run
+        for run in self:
+            self._of_node.setdefault(run.state.request.lease_id, []).append(run)
 
     def __iter__(self) -> Iterator[Run]:
         """Oldest first."""
@@ -134,7 +159,7 @@ class RunStore:
 
     def of_node(self, lease_id: str) -> list[Run]:
         """The runs of one node, oldest first."""
-        return [run for run in self if run.state.request.lease_id == lease_id]
+        return list(self._of_node.get(lease_id, ()))
 
     def create(self, request: RunRequest, now_ms: int) -> tuple[Run, bool]:
         """A new run, on disk; or the one that was made from the same request before (and False).
@@ -153,6 +178,7 @@ class RunStore:
         run = Run(folder, RunState(request=request, created_ms=now_ms))
         run.change()
         self._runs[request.run_id] = run
+        self._of_node.setdefault(request.lease_id, []).append(run)
         return run, True
 
     def close(self) -> None:

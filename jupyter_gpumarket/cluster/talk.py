@@ -15,11 +15,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from jupyter_gpumarket.api import AnyFact, GpuUse, NodeUse
+from jupyter_gpumarket.api import GpuUse, NodeUse
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.outputs import OutputFetcher
-from jupyter_gpumarket.cluster.progress import RunProgress
+from jupyter_gpumarket.cluster.progress import Facts, RunProgress
 from jupyter_gpumarket.cluster.runs import Run, RunStore
 from jupyter_gpumarket.codecs import Limits, strict_json
 from jupyter_gpumarket.errors import BadRequest, CodecError, PeerRestarted
@@ -48,7 +48,7 @@ class Talk:
         runs: RunStore,
         blobs: BlobStore,
         clock: Clock,
-        tell: Callable[[AnyFact], None],
+        facts: Facts,
         on_agent: Callable[[str], None],
         deadline: Callable[[], wire.SetDeadline],
     ) -> None:
@@ -58,7 +58,7 @@ class Talk:
         self._blobs = blobs
         self._on_agent = on_agent
         self._deadline = deadline
-        self.progress = RunProgress(lease_id, runs, clock, tell)
+        self.progress = RunProgress(lease_id, runs, clock, facts)
         self.agent = ""
         self.sessions: set[str] = set()
         self.use: NodeUse | None = None
@@ -379,8 +379,7 @@ class Talk:
         while True:
             try:
                 outputs = await fetcher.fetch_all()
-                await asyncio.to_thread(run.log.sync)
-                self.progress.settle(run, outputs)
+                await self.progress.settle(run, outputs)
                 break
             except OSError as error:
                 self.trouble = f"cannot keep the outputs here: {error.strerror}; make room on the disk"

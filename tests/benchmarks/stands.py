@@ -35,13 +35,12 @@ from jupyter_gpumarket.models import ENDED_RUNS
 from jupyter_gpumarket.notebook.extension import load
 from tests.agent.user_side import UserSide
 from tests.cluster.conftest import ROOT, FakeBroker
-from tests.cluster.test_on_a_real_node import RealNode
+from tests.cluster.test_on_a_real_node import LEASE, RealNode
 from tests.nodes.openssh import Sshd, free_port
 from tests.pool_fixtures import RunningPool
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
-LEASE = "lease-bench"
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
