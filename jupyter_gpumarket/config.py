@@ -21,6 +21,7 @@ import msgspec
 from jupyter_core.paths import jupyter_config_dir, jupyter_data_dir
 
 from jupyter_gpumarket.errors import ConfigError, MissingCredentials
+from jupyter_gpumarket.money import usd
 
 ENVIRONMENT_PREFIX = "JUPYTER_GPUMARKET_"
 
@@ -172,10 +173,33 @@ def load_settings(where: Folders, environment: Mapping[str, str] | None = None) 
         text = environment.get(ENVIRONMENT_PREFIX + name.upper())
         if text is not None and name not in ("marketplaces", "trust"):
             values[name] = text
+    source = f"{where.settings_file} or {ENVIRONMENT_PREFIX}*"
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where.settings_file} or {ENVIRONMENT_PREFIX}*: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
+    _check(settings, source)
+    return settings
+
+
+def settings_changed_ms(where: Folders) -> int:
+    """When the settings file was written last, in milliseconds; 0 where there is none."""
+    try:
+        return where.settings_file.stat().st_mtime_ns // 1_000_000
+    except OSError:
+        return 0
+
+
+def _check(settings: Settings, source: str) -> None:
+    """What types do not tell."""
+    for name, text in (("budget", settings.budget), ("max_price", settings.max_price)):
+        try:
+            if text and usd(text) <= 0:
+                raise ConfigError(f"{source}: {name} = {text}: an amount above zero is needed")
+        except ValueError as error:
+            raise ConfigError(f"{source}: {name}: {error}") from None
+    if not 0 < settings.hours <= 24 * 365:
+        raise ConfigError(f"{source}: hours = {settings.hours:g}: above 0 and at most a year")
 
 
 def credential(marketplace: str, where: Folders, environment: Mapping[str, str] | None = None) -> Secret:

@@ -5,9 +5,11 @@ An int64 holds ±9.2 thousand million dollars, which the journal's columns rely 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
+_GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+\.\d+")
 NUSD_PER_USD = 1_000_000_000
 MS_PER_HOUR = 3_600_000
 MAX_NUSD = 2**63 - 1
@@ -23,11 +25,7 @@ def usd(text: str | int | Decimal) -> int:
     if isinstance(text, bool | float):
         raise TypeError(f"an amount of money must be text, int or Decimal, not {type(text).__name__}")
     try:
-        amount = (
-            Decimal(text.strip().removeprefix("$").replace(",", "").replace("_", ""))
-            if isinstance(text, str)
-            else Decimal(text)
-        )
+        amount = Decimal(_plain(text) if isinstance(text, str) else text)
     except InvalidOperation:
         raise ValueError(f"{text!r} is not an amount in dollars; write it like 0.35") from None
     if not amount.is_finite():
@@ -38,6 +36,16 @@ def usd(text: str | int | Decimal) -> int:
     if abs(nano) > MAX_NUSD:
         raise ValueError(f"{text!r} is out of range")
     return int(nano)
+
+
+def _plain(text: str) -> str:
+    """Without the dollar sign, and without commas where they can only group thousands.
+
+    In much of the world a comma is the decimal point: `1,50` and even `1,500` may mean one and a half. So they count
+    as groups only where a point follows, as in `1,500.00`; else the amount stays unreadable and is refused.
+    """
+    bare = text.strip().removeprefix("$")
+    return bare.replace(",", "") if _GROUPED.fullmatch(bare) else bare
 
 
 def format_usd(nusd: int, *, places: int | None = None) -> str:

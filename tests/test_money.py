@@ -13,14 +13,21 @@ from jupyter_gpumarket.money import affordable_ms, cost_nusd, format_usd, split,
 
 @pytest.mark.parametrize(
     ("text", "nusd"),
-    [("0.35", 350_000_000), ("$2.50", 2_500_000_000), (1, 10**9), (Decimal("1e-9"), 1), ("-3", -3 * 10**9)],
+    [
+        ("0.35", 350_000_000),
+        ("$2.50", 2_500_000_000),
+        (1, 10**9),
+        (Decimal("1e-9"), 1),
+        ("-3", -3 * 10**9),
+        ("$1,500.00", 1500 * 10**9),
+    ],
 )
 def test_dollars_become_nano_dollars(text: str | int | Decimal, nusd: int) -> None:
     """Amounts in text, int and Decimal are read exactly."""
     assert usd(text) == nusd
 
 
-@pytest.mark.parametrize("text", ["", "abc", "nan", "inf", "1e-10", "1e30", "1.2.3"])
+@pytest.mark.parametrize("text", ["", "abc", "nan", "inf", "1e-10", "1e30", "1.2.3", "1,5", "$1,50", "1,500"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
     """Nothing is guessed from unreadable amounts."""
     with pytest.raises(ValueError, match=r"."):

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jupyter_gpumarket.cli.tables import as_json, safe
 from jupyter_gpumarket.client import connect
-from jupyter_gpumarket.config import folders, load_settings
+from jupyter_gpumarket.config import folders, load_settings, settings_changed_ms
 from jupyter_gpumarket.errors import GpuMarketError
 
 _PACKAGES = ("jupyter_gpumarket", "ipykernel", "dask", "distributed", "cloudpickle", "numpy", "asyncssh", "polars")
@@ -60,6 +60,9 @@ def _broker_checks() -> list[tuple[str, bool, str]]:
     except GpuMarketError as error:
         return [("broker", False, str(error))]
     checks = [("broker", True, f"version {info.version}, pid {info.pid}, {info.open_leases} open leases")]
+    if settings_changed_ms(folders()) > info.started_ms:
+        old = "the broker was started before the settings were changed; `jupyter gpumarket serve --stop` ends it"
+        checks.append(("settings", False, f"{old} (what is rented goes on), the next call starts a new one"))
     if not markets:
         checks.append(("marketplace", False, "none is configured; try `jupyter gpumarket demo`"))
     return checks + [("marketplace", m.usable, f"{m.name} {m.message}".strip()) for m in markets]

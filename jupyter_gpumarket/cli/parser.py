@@ -121,6 +121,7 @@ def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def _add_processes(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "serve", f"{_PROCESSES}:serve", "run the broker in the foreground (containers, teams)")
+    parser.add_argument("--stop", action="store_true", help="end the broker that runs; leases and cells go on")
     parser.set_defaults(takes_rest=False)
     for name, text in (
         ("pool", "run the registry of your own marketplace; `pool user NAME` adds a user (options: pool --help)"),

@@ -7,9 +7,25 @@ import os
 import sys
 
 
-def serve(_arguments: argparse.Namespace) -> int:
-    """Run the broker here, in the foreground."""
+def serve(arguments: argparse.Namespace) -> int:
+    """Run the broker here, in the foreground; or end the one that runs."""
+    if arguments.stop:
+        return _stop()
     return _become("jupyter_gpumarket.broker", [])
+
+
+def _stop() -> int:
+    from jupyter_gpumarket.client import connect
+    from jupyter_gpumarket.errors import BrokerUnavailable
+
+    try:
+        with connect(start=False) as client:
+            client.shutdown()
+    except BrokerUnavailable:
+        print("no broker runs")
+        return 0
+    print("the broker is asked to end; what is rented goes on, and the next call starts a new broker")
+    return 0
 
 
 def pool(arguments: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     kept = arguments.folder is not None
     folder = Path(arguments.folder).absolute() if kept else Path(tempfile.mkdtemp(prefix="gpumarket-demo-"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(folder)
     # One folder for all of the demo's state, so that it can neither see nor touch the user's own leases.
     os.environ[ENVIRONMENT_PREFIX + "HOME"] = str(folder / "home")
     # The notebook's folder is what JupyterLab shows, so it holds nothing but the notebook.

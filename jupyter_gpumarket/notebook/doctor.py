@@ -7,7 +7,8 @@ import platform
 import shutil
 from collections.abc import Iterator
 
-from jupyter_gpumarket import __version__
+from jupyter_gpumarket import __version__, config
+from jupyter_gpumarket.api import BrokerInfo
 from jupyter_gpumarket.clock import in_words, iso_utc
 from jupyter_gpumarket.errors import GpuMarketError
 from jupyter_gpumarket.money import format_usd
@@ -45,6 +46,7 @@ def examine(notebook: Notebook) -> Iterator[Row]:
     yield _disk(info.state_folder)
     yield from _marketplaces(notebook)
     yield from _settings(notebook)
+    yield from _stale_settings(info)
 
 
 def _jupyterlab() -> Row:
@@ -87,6 +89,17 @@ def _marketplaces(notebook: Notebook) -> Iterator[Row]:
         if info.balance is not None:
             detail = f"balance {format_usd(info.balance.amount_nusd)}; {detail}".rstrip("; ")
         yield f"marketplace {one_line(info.name, 40)}", OK if info.usable else NOTE, detail
+
+
+def _stale_settings(info: BrokerInfo) -> Iterator[Row]:
+    """The broker reads marketplaces and limits when it starts; a later edit waits for its next start."""
+    where = config.folders()
+    if config.settings_changed_ms(where) > info.started_ms:
+        detail = (
+            f"{where.settings_file} was changed after the broker was started: end it with "
+            "`jupyter gpumarket serve --stop` (what is rented goes on), and call again"
+        )
+        yield "settings file", TROUBLE, detail
 
 
 def _settings(notebook: Notebook) -> Iterator[Row]:
