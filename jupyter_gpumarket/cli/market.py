@@ -16,6 +16,7 @@ from jupyter_gpumarket.config import Settings, folders, load_settings
 from jupyter_gpumarket.errors import BadRequest, LeaseFailed, StillRunning
 from jupyter_gpumarket.models import ENDED_STATES, LeaseRequest, LeaseState, Offer, OfferQuery, Owner
 from jupyter_gpumarket.money import cost_nusd, format_usd, usd
+from jupyter_gpumarket.notebook.renting import refuse_nothing
 
 POLL_S = 15.0
 
@@ -98,7 +99,10 @@ def rent(arguments: argparse.Namespace) -> int:
     settings = load_settings(folders())
     request = _lease_request(arguments, settings)
     with connect() as client:
-        if settings.ask and not arguments.yes and not _agreed(client, request):
+        found = client.offers(OfferSearch(query=request.query, refresh=True, limit=1))
+        if not found.offers:
+            refuse_nothing(found)
+        if settings.ask and not arguments.yes and not _agreed(found.offers[0], request):
             print("nothing was rented", file=sys.stderr)
             return 1
         view = client.wish(request)
@@ -126,12 +130,10 @@ def _lease_request(arguments: argparse.Namespace, settings: Settings) -> LeaseRe
     )
 
 
-def _agreed(client: Client, request: LeaseRequest) -> bool:
-    best = client.offers(OfferSearch(query=request.query, refresh=True, limit=1)).offers
-    if best:
-        print(offer_table(best))
-        worst = min(request.budget_nusd, cost_nusd(best[0].price_nusd_hour, request.max_s * 1000))
-        print(f"at most {format_usd(worst)} (budget {format_usd(request.budget_nusd)}, {in_words(request.max_s)})")
+def _agreed(best: Offer, request: LeaseRequest) -> bool:
+    print(offer_table([best]))
+    worst = min(request.budget_nusd, cost_nusd(best.price_nusd_hour, request.max_s * 1000))
+    print(f"at most {format_usd(worst)} (budget {format_usd(request.budget_nusd)}, {in_words(request.max_s)})")
     if not sys.stdin.isatty():
         raise BadRequest("nobody can be asked here; say --yes to rent without asking")
     return input("rent it? [y/N] ").strip().casefold() in {"y", "yes"}
