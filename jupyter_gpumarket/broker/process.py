@@ -141,7 +141,7 @@ async def _live(folders: Folders, redactor: Redactor) -> None:
         _announce(folders, url, tokens)
         log.info("broker %s (API %d) runs, pid %d, at %s", __version__, API_VERSION, os.getpid(), url)
         async with asyncio.TaskGroup() as tasks:
-            beats = [tasks.create_task(beat) for beat in _beats(broker, stop)]
+            beats = [tasks.create_task(beat) for beat in _beats(broker, folders, stop)]
             await stop.wait()
             for beat in beats:
                 beat.cancel()
@@ -175,7 +175,17 @@ def _withdraw(folders: Folders) -> None:
             folders.broker_file.unlink(missing_ok=True)
 
 
-def _beats(broker: Broker, stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
+def configuration_state(folders: Folders) -> dict[str, int]:
+    """What tells that settings or key files were changed: each file's time of change, ns."""
+    state = {}
+    with contextlib.suppress(OSError):
+        for file in folders.configuration.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                state[file.name] = file.stat().st_mtime_ns
+    return state
+
+
+def _beats(broker: Broker, folders: Folders, stop: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
     """What the broker does by itself, again and again."""
     service, parts = broker.service, broker.parts
 
@@ -194,7 +204,13 @@ def _beats(broker: Broker, stop: asyncio.Event) -> list[Coroutine[Any, Any, None
     async def keep_clusters() -> None:
         await parts.clusters.keep_alive(parts.books.open_leases())
 
+    before = configuration_state(folders)
+
     async def end_when_idle() -> None:
+        # Settings and keys are read at the start; the next call starts a broker that knows the new ones.
+        if configuration_state(folders) != before and not parts.books.open_leases():
+            log.info("settings or keys have changed and nothing is rented: ending, so that they count")
+            stop.set()
         if service.is_idle(broker.settings.broker_idle_s):
             log.info("nothing is rented and nobody has called for %g s", broker.settings.broker_idle_s)
             stop.set()

@@ -129,6 +129,18 @@ def test_a_second_broker_leaves_at_once(folders: Folders) -> None:
         assert door.health().pid
 
 
+def test_changed_settings_count_at_the_next_call(folders: Folders) -> None:
+    """With nothing rented, a broker whose settings were changed gives way to one that has read them."""
+    with broker_of(folders) as door:
+        first = door.health()
+        write_private(folders.settings_file, b'[marketplaces.pool]\nurl = "http://127.0.0.1:1"\n')
+        write_private(folders.configuration / "pool.key", b"a-key-of-nobody")
+        until("it has ended", lambda: ended(first.pid))
+
+        assert door.health().marketplaces == ("pool",)
+        assert first.marketplaces == ()
+
+
 def test_it_stops_by_itself_when_idle(folders: Folders) -> None:
     """With nothing rented and nobody calling for `broker_idle_s`, it ends; while doors call, it stays."""
     write_private(folders.settings_file, b"broker_idle_s = 2.0\n")
