@@ -74,10 +74,10 @@ class Watch:
 
     def used(self, *, look_now: bool = False) -> None:
         """Somebody asked something. `look_now`: and changed something, or is the first to ask."""
-        self._used_at = time.monotonic()
+        was_used, self._used_at = self._is_used(), time.monotonic()
         if not self.is_running:
             self._task = asyncio.create_task(self._watch(), name="gpumarket-watch")
-        if look_now or self._failures:
+        if look_now or self._failures or not was_used:
             self._soon.set()
 
     async def aclose(self) -> None:
@@ -107,18 +107,25 @@ class Watch:
                 log.exception("a look at the broker failed")
             self._missed(str(error)[:MAX_MESSAGE] if isinstance(error, GpuMarketError) else "no answer")
             return
+        news = notices(self._sight, sight)
         if self._failures or self._sight is None:
-            self._tell(Notice(topic="broker", data={"up": True, "message": ""}))
-        self._failures = 0
-        for notice in notices(self._sight, sight):
-            self._tell(notice)
-        self._sight = sight
+            news.insert(0, Notice(topic="broker", data={"up": True, "message": ""}))
+        self._failures, self._sight = 0, sight
         self._seen(sight)
+        for notice in news:
+            self._say(notice)
+
+    def _say(self, notice: Notice) -> None:
+        """One notice that the bus refuses must not keep the others back, nor end the watch."""
+        try:
+            self._tell(notice)
+        except Exception:
+            log.exception("the event bus refused a notice on %s", notice.topic)
 
     def _missed(self, message: str) -> None:
         self._failures += 1
         if self._failures == 1:
-            self._tell(Notice(topic="broker", data={"up": False, "message": message}))
+            self._say(Notice(topic="broker", data={"up": False, "message": message}))
         self._seen(None)
 
 

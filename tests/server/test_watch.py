@@ -25,7 +25,13 @@ class World:
         self.told: list[Notice] = []
         self.seen: list[Sight | None] = []
         pace = Pace(refresh_s=0.01, used_s=used_s)
-        self.watch = Watch(self._look, tell=self.told.append, seen=self.seen.append, pace=pace)
+        self.refuses = ""
+        self.watch = Watch(self._look, tell=self._tell, seen=self.seen.append, pace=pace)
+
+    def _tell(self, notice: Notice) -> None:
+        if notice.topic == self.refuses:
+            raise ValueError("does not fit its schema")
+        self.told.append(notice)
 
     async def _look(self, before: Sight | None) -> Sight:
         self.looks += 1
@@ -95,6 +101,32 @@ async def test_a_bug_of_ours_does_not_end_the_watch(caplog: pytest.LogCaptureFix
     assert "inner-word" in caplog.text
     assert "inner-word" not in str(world.told)
     assert world.watch.is_running
+    await world.watch.aclose()
+
+
+async def test_a_notice_that_the_bus_refuses_keeps_no_other_back(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, the others are told, and the watch goes on without telling it for ever."""
+    world = World(used_s=60)
+    world.refuses = "orphan"
+    world.shows = Sight(at_ms=0, orphans=(ORPHAN,), spent_today_nusd=1)
+    world.watch.used()
+    await until(lambda: world.looks >= 3)
+
+    assert [notice.topic for notice in world.told] == ["broker", "cost"]
+    assert caplog.text.count("the event bus refused a notice on orphan") == 1
+    await world.watch.aclose()
+
+
+async def test_the_first_who_asks_after_a_while_waits_for_no_turn() -> None:
+    """Between the seldom looks of a watch that nobody asked, the first request is followed by a look at once."""
+    world = World(used_s=0.02)
+    world.watch._pace = Pace(refresh_s=600, used_s=0.02)
+    world.shows = Sight(at_ms=0, orphans=(ORPHAN,))
+    world.watch.used()
+    await until(lambda: world.looks == 1)
+    await until(lambda: not world.watch._is_used())
+    world.watch.used()
+    await until(lambda: world.looks == 2)
     await world.watch.aclose()
 
 
