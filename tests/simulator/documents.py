@@ -47,6 +47,8 @@ class Document:
             self.differences.add((*where, "reply", f"status {reply.status}"))
             return
         self.checked.add((*where, reply.status))
+        if not reply.body:
+            return
         for schema in [kind["schema"] for kind in self._resolved(answer).get("content", {}).values()]:
             self._hold(where, "reply", schema, msgspec.json.decode(ENCODER.encode(reply.body)))
 

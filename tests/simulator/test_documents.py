@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from jupyter_gpumarket.models import OfferQuery, RentalStatus
+from jupyter_gpumarket.simulator.runpod import RunpodStandIn
 from jupyter_gpumarket.simulator.vast import VastStandIn
-from tests.marketplaces import test_vast
+from tests.marketplaces import test_runpod, test_vast
 from tests.marketplaces.contract import new_label
 from tests.pool_fixtures import RunningPool, pools
 from tests.simulator.documents import Document
@@ -62,3 +63,16 @@ async def test_vast_speaks_as_its_document_says(running: RunningPool) -> None:
 
     assert document.differences <= EXPLAINED_VAST
     assert len(document.checked) >= 8
+
+
+async def test_runpod_speaks_as_its_document_says(running: RunningPool) -> None:
+    """Each request of the adapter and each reply of the stand-in fits RunPod's document."""
+    document = Document("runpod/rest-v2.openapi.json")
+    async with standing(
+        running, RunpodStandIn, test_runpod.adapter, test_runpod.is_create, test_runpod.is_release
+    ) as stand:
+        stand.server.observe = document.observe
+        await whole_life(stand)
+
+    assert document.differences == set()
+    assert len(document.checked) >= 6
