@@ -255,12 +255,12 @@ class Commands:
     def _budget(self, arguments: argparse.Namespace) -> None:
         client = self._notebook.client
         if arguments.limit:
+            limit = None if arguments.limit == "none" else money("%gpu budget", arguments.limit)
             own = self._notebook.owner()
             scope = Scope(arguments.scope)
             key = arguments.key or {"notebook": own.notebook, "user": own.user, "project": own.project}[scope.value]
             if not key:
                 raise BadRequest(f"%gpu budget: this {scope.value} has no name here; tell --key")
-            limit = None if arguments.limit == "none" else money("%gpu budget", arguments.limit)
             client.set_budget(scope, key, limit)
         views = client.budgets()
         if not views:

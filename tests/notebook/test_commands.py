@@ -162,6 +162,23 @@ def test_doctor_tells_a_disk_that_cannot_be_asked(room: Room) -> None:
     assert "/state: No such file or directory" in shown(room)
 
 
+def test_interrupt_while_waiting_for_a_release_says_that_it_goes_on(room: Room) -> None:
+    """Only the waiting ends; the next cell is not told again that this node is gone."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    room.must_run("%%gpu\npass")
+    waiting, room.client.lease = room.client.lease, interrupted  # type: ignore[method-assign, assignment]
+    error = room.run("%gpu release")
+    room.client.lease = waiting  # type: ignore[method-assign]
+
+    assert isinstance(error, KeyboardInterrupt)
+    assert "the release goes on" in str(error)
+    room.must_run("%%gpu\npass")
+    assert "is no more" not in room.out
+
+
 def test_extend_needs_something_to_extend(room: Room) -> None:
     """Neither hours nor budget: nothing to do."""
     assert isinstance(room.run("%gpu extend"), BadRequest)

@@ -87,6 +87,21 @@ def test_where_nobody_can_answer_nothing_is_rented(room: Room, monkeypatch: pyte
     assert room.client.wishes == []
 
 
+def test_interrupt_while_being_asked_says_that_nothing_was_spent(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the question is a no, in one line."""
+
+    def interrupted(_: str) -> str:
+        raise KeyboardInterrupt
+
+    room.settings = Settings(ask=True)
+    monkeypatch.setattr("builtins.input", interrupted)
+    error = room.run("%%gpu\npass")
+
+    assert isinstance(error, KeyboardInterrupt)
+    assert "nothing was spent" in str(error)
+    assert room.client.wishes == []
+
+
 @pytest.mark.parametrize(("answer", "wishes"), [("y\n", 1), ("n\n", 0), ("\n", 0)])
 def test_renting_waits_for_a_yes(room: Room, monkeypatch: pytest.MonkeyPatch, answer: str, wishes: int) -> None:
     """Only a clear yes rents."""
