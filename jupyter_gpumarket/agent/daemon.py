@@ -80,6 +80,7 @@ class Agent:
         self._senders: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._over = asyncio.Event()
+        self._is_marked_busy: bool | None = None
         self._keep_files = True
 
     async def serve(self) -> None:
@@ -269,10 +270,14 @@ class Agent:
     def _mark_busy(self) -> None:
         """The watchdog lets a node on which a cell runs go on in silence."""
         with contextlib.suppress(OSError):
-            if any(not run.has_ended for run in self._runs.all()):
+            is_busy = any(not run.has_ended for run in self._runs.all())
+            if is_busy == self._is_marked_busy:
+                return
+            if is_busy:
                 self._folder.busy.touch(mode=0o600)
             else:
                 self._folder.busy.unlink(missing_ok=True)
+            self._is_marked_busy = is_busy
 
     async def _interrupt(self, order: m.Interrupt) -> None:
         run = self._runs.get(order.run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +142,29 @@ def test_times_of_a_run_stay_in_order() -> None:
     assert after.started_ms is not None
     assert after.started_ms <= after.ended_ms
     assert again == after
+
+
+async def test_facts_about_runs_that_follow_each_other_are_journaled_at_once(
+    intake: FactIntake, engine: ListeningEngine, journal: Journal
+) -> None:
+    """Begin and end in one batch: both lines, the run's times, the fact behind them, and what is foreign left out."""
+    started = RunStarted(lease_id="mine", at_ms=T0, run_id="run-1")
+    foreign = RunStarted(lease_id="other", at_ms=T0, run_id="run-2")
+    ended = RunEnded(lease_id="mine", at_ms=T0 + 5, run_id="run-1", status=RunStatus.OK)
+    receipt = await intake.take(batch(started, foreign, ended, back()), "mine")
+
+    run = journal.run("run-1")
+    assert run is not None
+    assert (run.started_ms, run.ended_ms, run.status) == (T0, T0 + 5, RunStatus.OK)
+    assert [line.kind for line in journal.entries(subject="run-1")] == ["run.started", "run.ended"]
+    assert journal.run("run-2") is None
+    assert (receipt.upto, engine.facts) == (4, [back()])
+
+
+async def test_who_waits_for_news_of_runs_is_woken_by_them(intake: FactIntake) -> None:
+    """Waiting ends with the next fact about a run, long before its time is over."""
+    async with asyncio.timeout(10):
+        waiting = asyncio.create_task(intake.run_news(60))
+        await asyncio.sleep(0)
+        await intake.take(batch(RunStarted(lease_id="mine", at_ms=T0, run_id="run-1")), "mine")
+        await waiting

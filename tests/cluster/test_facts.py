@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_gpumarket.api import RunStarted
+from jupyter_gpumarket.api import RunEnded, RunStarted
 from jupyter_gpumarket.cluster import facts
 from jupyter_gpumarket.cluster.facts import FactQueue
+from jupyter_gpumarket.models import RunStatus
 
 from .conftest import FakeBroker, until
 
@@ -95,3 +96,20 @@ async def test_the_file_does_not_grow_for_ever(stopped: FakeBroker, tmp_path: Pa
 
     assert (tmp_path / "facts.jsonl").stat().st_size < 1000
     assert stopped.facts[-1].at_ms == 9999
+
+
+async def test_the_beginning_of_a_short_cell_travels_with_its_end(stopped: FakeBroker, tmp_path: Path) -> None:
+    """A begin waits a moment for its end, not longer: alone it is delivered as well."""
+    queue = FactQueue(tmp_path, "cluster-1")
+    delivering = asyncio.create_task(queue.deliver())
+    queue.note(fact(1))
+    await asyncio.sleep(0)
+    queue.note(RunEnded(lease_id="lease-1", at_ms=2, run_id="run-1", status=RunStatus.OK))
+    await queue.sync()
+    await until(lambda: queue.waiting == 0)
+    queue.note(fact(3))
+    await until(lambda: queue.waiting == 0)
+    delivering.cancel()
+    queue.close()
+
+    assert [len(batch.facts) for batch in stopped.batches] == [2, 1]
