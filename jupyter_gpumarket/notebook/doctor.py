@@ -92,7 +92,7 @@ def _marketplaces(notebook: Notebook) -> Iterator[Row]:
 
 
 def _stale_settings(info: BrokerInfo) -> Iterator[Row]:
-    """The broker reads marketplaces and limits when it starts; a later edit waits for its next start."""
+    """An idle broker gives way to one with the new settings; one that has leases keeps the old ones."""
     where = config.folders()
     if config.settings_changed_ms(where) > info.started_ms:
         detail = (

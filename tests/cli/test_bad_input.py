@@ -59,13 +59,10 @@ def test_a_folder_that_cannot_be_made_is_named(arguments: tuple[str, ...]) -> No
 
 
 @pytest.mark.slow
-def test_a_broker_can_be_ended_and_doctor_says_when_it_should(tmp_path: Path) -> None:
-    """Settings changed under a running broker: doctor names it; `serve --stop` ends it, and twice is no error."""
+def test_a_broker_can_be_ended(tmp_path: Path) -> None:
+    """`serve --stop` ends the broker that runs, and twice is no error."""
     assert call(tmp_path, "ls").returncode == 0
     pid = json.loads((tmp_path / "state" / "broker.json").read_text())["pid"]
-    assert "serve --stop" not in call(tmp_path, "doctor").stdout
-    (tmp_path / "config" / "config.toml").write_text("ask = false")
-    assert "serve --stop" in call(tmp_path, "doctor").stdout
     first = call(tmp_path, "serve", "--stop")
     if psutil.pid_exists(pid):
         psutil.wait_procs([psutil.Process(pid)], timeout=20)
