@@ -41,6 +41,7 @@ def test_wrong_settings_are_named_with_their_file(tmp_path: Path, settings: str,
     file = tmp_path / "config" / "config.toml"
     file.write_text(settings)
     done = call(tmp_path, "rent", "--gpu", "none", "--yes")
+    file.unlink()  # a broker that was started before the fault was seen ends when its settings change
 
     assert done.returncode == 2
     assert said in done.stderr
