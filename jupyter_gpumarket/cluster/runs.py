@@ -73,7 +73,10 @@ class Run:
         work: list[Awaitable[None]] = [also(), asyncio.to_thread(write_private, draft, msgspec.json.encode(state))]
         if self.log.is_open:
             work.append(asyncio.to_thread(self.log.sync))
-        await asyncio.gather(*work)
+        # All are waited for: a second attempt must not meet the first one's writing.
+        for outcome in await asyncio.gather(*work, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
         draft.replace(self.folder / "state.json")
         self.state = state
         self.tell()
