@@ -51,8 +51,26 @@ class Billing(Record, frozen=True, kw_only=True):
     fee_nusd: int = 0
 
 
+class NativePrice(Record, frozen=True, kw_only=True):
+    """A price in the marketplace's own unit, and how it became dollars.
+
+    `amount_hour` and `rate` are decimal texts: units of `currency` an hour, and dollars for one unit. `source` says
+    where the rate comes from, `rate_ms` from when it is.
+    """
+
+    amount_hour: str
+    currency: str
+    rate: str
+    source: str
+    rate_ms: int
+
+
 class Offer(Record, frozen=True, kw_only=True):
-    """Something a marketplace lists. Indicative until quoted. Prices are for the whole offer, all its GPUs."""
+    """Something a marketplace lists. Indicative until quoted. Prices are for the whole offer, all its GPUs.
+
+    `native` is there where the marketplace does not bill in dollars. `boot_s` is how long the marketplace says, or is
+    known, to take from the create call to an answering node; None where nothing is known.
+    """
 
     marketplace: str
     offer_id: str
@@ -77,6 +95,8 @@ class Offer(Record, frozen=True, kw_only=True):
     reliability: float | None = None
     billing: Billing = Billing()
     provider: str = ""
+    native: NativePrice | None = None
+    boot_s: float | None = None
     extra: dict[str, Any] = {}
 
 
@@ -134,7 +154,10 @@ class NodeAddress(Record, frozen=True, kw_only=True):
 
 
 class Rental(Record, frozen=True, kw_only=True):
-    """One rented machine on an account, as the marketplace tells it now."""
+    """One rented machine on an account, as the marketplace tells it now.
+
+    `billed_from_ms` is from when it bills, where the marketplace tells that; it may come later than `created_ms`.
+    """
 
     marketplace: str
     rental_id: str
@@ -145,6 +168,7 @@ class Rental(Record, frozen=True, kw_only=True):
     machine_id: str = ""
     address: NodeAddress | None = None
     created_ms: int | None = None
+    billed_from_ms: int | None = None
     ended_ms: int | None = None
     detail: str = ""
 
