@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import ssl
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -45,6 +46,8 @@ class Absent:
     """What a judge says of a reply that means: there is no such thing."""
 
 
+# Headers that prove a call: of method, path, query as it is sent, and content.
+Signer = Callable[[str, str, str, bytes], Mapping[str, str]]
 # Some marketplaces say only in the reply's body what a status means.
 Judge = Callable[[int, bytes], type[GpuMarketError | Absent] | None]
 
@@ -78,7 +81,9 @@ class MarketplaceHttp:
     Args:
         marketplace: its short name, for errors.
         base_url: https, or http on loopback.
-        key: sent only in the header `key_header`, after `key_prefix`.
+        key: sent only in the header `key_header`, after `key_prefix`; with a `signer` it is not sent at all.
+        signer: for marketplaces whose calls are signed. The query is then sent sorted, and the body canonical: keys
+            sorted, nothing but ASCII, so that both sides sign the same bytes.
         rate, burst: how often it may be called; calls marked `urgent` (releases) do not wait.
     """
 
@@ -90,6 +95,7 @@ class MarketplaceHttp:
         key: Secret | None = None,
         key_header: str = "Authorization",
         key_prefix: str = "Bearer ",
+        signer: Signer | None = None,
         rate: float = 5.0,
         burst: int = 10,
         tls: ssl.SSLContext | None = None,
@@ -102,6 +108,7 @@ class MarketplaceHttp:
         self._key = key
         self._key_header = key_header
         self._key_prefix = key_prefix
+        self._signer = signer
         self._max_reply_bytes = max_reply_bytes
         self._bucket = Bucket(rate, burst, clock or SystemClock())
         self._loopback = is_loopback(base_url)
@@ -125,6 +132,7 @@ class MarketplaceHttp:
         *,
         body: Any = None,
         query: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
         may_cost: bool = False,
         urgent: bool = False,
         absent: frozenset[int] = frozenset(),
@@ -144,7 +152,7 @@ class MarketplaceHttp:
         what = f"{method} {path}"
         try:
             async with asyncio.timeout(WHOLE_CALL_S):
-                status, headers, content = await self._exchange(method, path, body, query)
+                status, told, content = await self._exchange(method, path, body, query, headers or {})
         except NOTHING_WAS_SENT as error:
             raise Temporary(self._marketplace, f"{what}: cannot be reached ({type(error).__name__})") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, TimeoutError, TooLarge) as error:
@@ -156,8 +164,8 @@ class MarketplaceHttp:
             known = judge(status, content) if judge is not None else None
             if known is not None and issubclass(known, Absent):
                 return None
-            told = refusals or {} if known is None else {status: known}
-            raise self._refusal(what, status, headers, content, told, may_cost=may_cost)
+            meanings = refusals or {} if known is None else {status: known}
+            raise self._refusal(what, status, told, content, meanings, may_cost=may_cost)
         return self._decoded(what, content, reply, may_cost=may_cost)
 
     async def aclose(self) -> None:
@@ -165,23 +173,44 @@ class MarketplaceHttp:
         await self._http.aclose()
 
     async def _exchange(
-        self, method: str, path: str, body: Any, query: Mapping[str, str | int] | None
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        query: Mapping[str, str | int] | None,
+        more: Mapping[str, str],
     ) -> tuple[int, httpx.Headers, bytes]:
-        headers = {"Accept": "application/json"}
-        if self._key is not None:
-            headers[self._key_header] = self._key_prefix + self._key.reveal()
-        content = None if body is None else msgspec.json.encode(body)
+        headers = {"Accept": "application/json", **more}
+        content = None if body is None else self._encoded(body)
         if content is not None:
             headers["Content-Type"] = "application/json"
+        asked = self._http.build_request(
+            method, path, content=content, headers=headers, params=self._query(query) if query else None
+        )
+        if self._signer is not None:
+            asked.headers.update(self._signer(method, asked.url.path, asked.url.query.decode(), content or b""))
+        elif self._key is not None:
+            asked.headers[self._key_header] = self._key_prefix + self._key.reveal()
         received = bytearray()
-        async with self._http.stream(
-            method, path, content=content, headers=headers, params=dict(query) if query else None
-        ) as reply:
+        reply = await self._http.send(asked, stream=True)
+        try:
             async for part in reply.aiter_bytes():
                 received += part
                 if len(received) > self._max_reply_bytes:
                     raise TooLarge
             return reply.status_code, reply.headers, bytes(received)
+        finally:
+            await reply.aclose()
+
+    def _encoded(self, body: Any) -> bytes:
+        if self._signer is None:
+            return msgspec.json.encode(body)
+        return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+    def _query(self, query: Mapping[str, str | int]) -> dict[str, str | int] | str:
+        if self._signer is None:
+            return dict(query)
+        return "&".join(f"{quote(name, safe='')}={quote(str(query[name]), safe='')}" for name in sorted(query))
 
     def _lost(self, message: str, *, may_cost: bool) -> MarketplaceError:
         if may_cost:

@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -31,13 +31,16 @@ CONTROL = "/_simulator/"
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call as a route's action sees it. `key` is what came in the Authorization header."""
+    """One call as a route's action sees it. `key` came in the Authorization header, or in X-API-Key; header names are
+    in lower case; `raw_query` is the query as it was sent."""
 
     method: str
     path: str
     key: str
     names: tuple[str, ...] = ()
     query: dict[str, str] = field(default_factory=dict)
+    raw_query: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
 
     def body(self) -> Any:
@@ -200,10 +203,13 @@ class Handler(RequestHandler):
 
     async def _serve(self) -> None:
         asked = self.request
+        bearer = asked.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         call = Call(
             method=asked.method or "",
             path=asked.path,
-            key=asked.headers.get("Authorization", "").removeprefix("Bearer ").strip(),
+            key=bearer or asked.headers.get("X-API-Key", ""),
+            raw_query=asked.query,
+            headers={name.lower(): value for name, value in asked.headers.get_all()},
             query={name: values[-1].decode("utf-8", "replace") for name, values in asked.query_arguments.items()},
             content=asked.body,
         )
@@ -230,7 +236,7 @@ class Handler(RequestHandler):
 
 def named(call: Call, names: tuple[str, ...]) -> Call:
     """The call with what its path names."""
-    return Call(method=call.method, path=call.path, key=call.key, names=names, query=call.query, content=call.content)
+    return replace(call, names=names)
 
 
 def truth(rental: Any) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Yard:
         self._boot_s = boot_s
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._ends: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.Task[None]] = {}
         self.rentals: dict[str, SimRental] = {}
 
     async def free(self) -> list[Offer]:
@@ -107,6 +108,17 @@ class Yard:
         rental.phase, rental.ended_ms = Phase.ENDED, self._clock.now_ms()
         self._in_background(self._give_back(rental))
 
+    def end_at(self, rental: SimRental, at_ms: int | None) -> None:
+        """The marketplace's own timer: end it by itself at that time; None takes the timer away."""
+        if (timer := self._timers.pop(rental.rental_id, None)) is not None:
+            timer.cancel()
+        if at_ms is not None:
+            self._timers[rental.rental_id] = asyncio.create_task(self._end_at(rental, at_ms))
+
+    async def _end_at(self, rental: SimRental, at_ms: int) -> None:
+        await self._clock.sleep(max(0, at_ms - self._clock.now_ms()) / 1000)
+        self.end(rental)
+
     def stop(self, rental: SimRental, detail: str) -> None:
         """Take the machine away without ending the rental: it computes no more, and its disk bills on."""
         if rental.phase in (Phase.RUNNING, Phase.BOOTING):
@@ -120,6 +132,8 @@ class Yard:
 
     async def aclose(self) -> None:
         """End everything and wait until the pool has it all back."""
+        for timer in self._timers.values():
+            timer.cancel()
         for rental in self.rentals.values():
             if rental.phase is not Phase.ENDED:
                 rental.phase, rental.ended_ms = Phase.ENDED, self._clock.now_ms()

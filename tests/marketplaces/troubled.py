@@ -14,7 +14,16 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-PASSED_ON = ("Authorization", "Content-Type", "Accept", "X-API-Key")
+PASSED_ON = (
+    "Authorization",
+    "Content-Type",
+    "Accept",
+    "X-API-Key",
+    "Idempotency-Key",
+    "X-Time",
+    "X-Nonce",
+    "X-Signature",
+)
 
 
 @dataclass
