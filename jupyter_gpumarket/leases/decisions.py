@@ -196,7 +196,7 @@ def seen_booting(lease: Lease, event: RentalSeen, at: At) -> Outcome:
     over = trouble(lease, event, at)
     if over is not None:
         return over
-    lease = repriced(lease, event)
+    lease = as_told(lease, event, at)
     address = event.rental.address
     if event.rental.status is not RentalStatus.RUNNING or address is None:
         return lease, ()
@@ -207,7 +207,7 @@ def seen_with_node(lease: Lease, event: RentalSeen, at: At) -> Outcome:
     over = trouble(lease, event, at)
     if over is not None:
         return over
-    seen = repriced(lease, event)
+    seen = as_told(lease, event, at)
     return seen, (SetDeadline(),) if seen.deadline_ms != lease.deadline_ms and has_agent(lease) else ()
 
 
@@ -331,12 +331,13 @@ def trouble(lease: Lease, event: RentalSeen, at: At) -> Outcome | None:
     assert lease.quote is not None
     broken = terms.breach(rental, lease.quote, lease.request.price_tolerance_ppm)
     if broken:
-        return fail_node(repriced(lease, event), broken, at, blame=True)
+        return fail_node(as_told(lease, event, at), broken, at, blame=True)
     return None
 
 
-def repriced(lease: Lease, event: RentalSeen) -> Lease:
-    """The price as the marketplace tells it now: all that is counted is counted by it."""
+def as_told(lease: Lease, event: RentalSeen, at: At) -> Lease:
+    """Price and begin of the bill as the marketplace tells them now: all that is counted is counted by them."""
+    lease = begun_as_told(lease, event, at)
     price = event.rental.price_nusd_hour
     if price is None or price < 0 or price == lease.price_nusd_hour:
         return lease
@@ -344,10 +345,19 @@ def repriced(lease: Lease, event: RentalSeen) -> Lease:
     return changed(lease, deadline_ms=terms.deadline_ms(lease))
 
 
+def begun_as_told(lease: Lease, event: RentalSeen, at: At) -> Lease:
+    """A bill that begins later than the call, kept within the span in which it can begin; the deadline stays."""
+    told_ms = event.rental.billed_from_ms
+    if told_ms is None or lease.billed_from_ms is None:
+        return lease
+    return changed(lease, billed_from_ms=max(terms.called_ms(lease), min(told_ms, at.now_ms)))
+
+
 def marked_gone(lease: Lease, event: RentalSeen, at: At) -> Lease:
     """Billing ends when the marketplace says it did, and else when we first heard that the rental is gone."""
     if event.rental.status is not RentalStatus.GONE or lease.billed_to_ms is not None:
         return lease
+    lease = begun_as_told(lease, event, at)
     from_ms = at.now_ms if lease.billed_from_ms is None else lease.billed_from_ms
     told_ms = at.now_ms if event.rental.ended_ms is None else event.rental.ended_ms
     return changed(lease, billed_to_ms=max(from_ms, min(told_ms, at.now_ms)))
@@ -446,8 +456,7 @@ def reason_kept(lease: Lease, reason: str) -> str:
 
 
 def deadline_words(lease: Lease) -> str:
-    assert lease.billed_from_ms is not None
-    by_time = lease.billed_from_ms + lease.request.max_s * 1000
+    by_time = terms.called_ms(lease) + lease.request.max_s * 1000
     return (
         "the agreed hours are over"
         if lease.deadline_ms is not None and by_time <= lease.deadline_ms

@@ -36,12 +36,22 @@ def left_nusd(lease: Lease) -> int:
     return max(0, lease.request.budget_nusd - spent)
 
 
+def called_ms(lease: Lease) -> int:
+    """When the create call of the current attempt was made: no bill can begin earlier.
+
+    Hours and budget are counted from here, whatever later begin the marketplace tells: its word cannot lengthen them.
+    """
+    called = lease.phases.get(LeaseState.RENTING, lease.billed_from_ms)
+    assert called is not None, "only a lease that has called a marketplace is asked"
+    return called
+
+
 def deadline_ms(lease: Lease) -> int | None:
     """When the current rental has used up the agreed hours or the budget, whichever comes first."""
     if lease.billed_from_ms is None or lease.offer is None:
         return None
     paid_ms = payable_ms(lease.price_nusd_hour, lease.offer.billing, left_nusd(lease))
-    return lease.billed_from_ms + min(lease.request.max_s * 1000, paid_ms)
+    return called_ms(lease) + min(lease.request.max_s * 1000, paid_ms)
 
 
 def phase_deadline_ms(

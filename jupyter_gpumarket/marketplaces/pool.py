@@ -171,6 +171,8 @@ class PoolMarketplace:
 def rental_of(rental: PoolRental) -> Rental:
     """A registry's rental as the contract tells it."""
     address = rental.address
+    # What ended without having been served has a bill of no length.
+    unserved = rental.status == "gone" and rental.served_ms is None
     return Rental(
         marketplace=NAME,
         rental_id=rental.rental_id,
@@ -183,7 +185,8 @@ def rental_of(rental: PoolRental) -> Rental:
         if address is None
         else NodeAddress(host=address.host, port=address.port, user=address.user, host_key=address.host_key),
         created_ms=rental.created_ms,
-        ended_ms=rental.ended_ms,
+        billed_from_ms=rental.created_ms if unserved else rental.served_ms,
+        ended_ms=rental.created_ms if unserved else rental.ended_ms,
         detail=rental.detail,
     )
 

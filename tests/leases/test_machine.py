@@ -389,6 +389,17 @@ def test_the_marketplaces_own_end_counts_where_it_tells_one() -> None:
     assert machine.advance(given("releasing ending"), lies, POLICY, 8000)[0].billed_to_ms == 3000
 
 
+@pytest.mark.parametrize(("told_ms", "counted_ms"), [(1, 3000), (5000, 5000), (10**15, NOW_MS)])
+def test_the_marketplaces_own_begin_counts_where_it_tells_one(told_ms: int, counted_ms: int) -> None:
+    """A begin that the marketplace tells is taken, kept between the call and now; hours and budget are not longer."""
+    before = lease_in(S.READY)
+    seen = RentalSeen(rental=rental(RentalStatus.RUNNING, billed_from_ms=told_ms))
+
+    after, _ = machine.advance(before, seen, POLICY, NOW_MS)
+
+    assert (after.billed_from_ms, after.deadline_ms) == (counted_ms, before.deadline_ms)
+
+
 def test_what_was_not_rented_is_not_billed() -> None:
     """A refused or absent rental leaves no billed span."""
     refused, _ = machine.advance(lease_in(S.RENTING), EVENT["rent_refused"], POLICY, NOW_MS)

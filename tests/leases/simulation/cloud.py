@@ -48,9 +48,16 @@ class Truth:
     wrong_gpu: bool = False
     failed: bool = False
 
+    tells_begin: bool = False
+
     def cost_nusd(self, now_ms: int) -> int:
         end_ms = now_ms if self.gone_ms is None else self.gone_ms
-        return cost_nusd(self.price_nusd_hour, max(0, end_ms - self.created_ms))
+        return cost_nusd(self.price_nusd_hour, max(0, end_ms - self.bills_from_ms))
+
+    @property
+    def bills_from_ms(self) -> int:
+        """From the call, or on a marketplace that tells it from when the machine has booted."""
+        return self.boots_ms if self.tells_begin and self.boots_ms is not None else self.created_ms
 
 
 @dataclass
@@ -130,6 +137,7 @@ class Cloud:
             stubborn=self.rng.randint(1, 4) if self.happens(options.stubborn) else 0,
             colleague=colleague,
             wrong_gpu=not colleague and self.happens(options.wrong_gpu),
+            tells_begin=options.tells_begin,
         )
         self.rentals[truth.rental_id] = truth
         self.dirty = True
@@ -184,6 +192,7 @@ class Cloud:
             machine_id=truth.offer.machine_id,
             address=NodeAddress(host="10.0.0.1", port=22, user="root") if status is RentalStatus.RUNNING else None,
             created_ms=truth.created_ms,
+            billed_from_ms=truth.bills_from_ms if truth.tells_begin and status is RentalStatus.RUNNING else None,
         )
 
     def shown(self, truth: Truth) -> bool:

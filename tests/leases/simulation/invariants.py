@@ -191,7 +191,8 @@ class Invariants:
                 continue
             truth = self._world.cloud.rentals[rental_id]
             assert truth.gone_ms is not None
-            if from_ms is None or to_ms is None or from_ms > truth.created_ms or to_ms < truth.gone_ms:
+            begun_ms = min(truth.bills_from_ms, truth.gone_ms)
+            if from_ms is None or to_ms is None or from_ms > begun_ms or to_ms < truth.gone_ms:
                 self._fail("billed truly", f"{lease.lease_id} counts {from_ms}..{to_ms} for {truth}")
         if lease.state in ENDED_STATES and lease.goal is LeaseGoal.NODE:
             self._fail("all ends", f"{lease.lease_id} has ended without deciding to")

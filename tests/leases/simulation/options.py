@@ -36,6 +36,7 @@ class Options:
     crash_every_steps: int
     leases: int
     machines: int
+    tells_begin: bool
 
 
 def drawn(seed: int) -> Options:
@@ -73,4 +74,5 @@ def drawn(seed: int) -> Options:
         crash_every_steps=rng.choice([0, 2000, 600, 200, 60]),
         leases=rng.choice([1, 2, 4]),
         machines=rng.choice([1, 3, 5]),
+        tells_begin=rng.random() < 0.5,
     )
