@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+\.\d+")
 NUSD_PER_USD = 1_000_000_000
@@ -101,3 +101,20 @@ def split(total_nusd: int, weights: Sequence[int]) -> list[int]:
     for index in by_remainder[:rest]:
         parts[index] += 1
     return parts
+
+
+def native_text(nusd: int, rate: str = "1") -> str:
+    """An amount in another unit, as exact as decimal text of 9 places is; `rate` is dollars for one unit.
+
+    Raises:
+        ValueError: the rate is not a positive decimal number.
+    """
+    try:
+        dollars_for_one = Decimal(rate)
+    except InvalidOperation:
+        raise ValueError(f"{rate[:40]!r} is not a rate") from None
+    if not dollars_for_one.is_finite() or dollars_for_one <= 0:
+        raise ValueError(f"{rate[:40]!r} is not a rate: it must be a positive number")
+    with localcontext(prec=40):
+        amount = (Decimal(nusd) / NUSD_PER_USD / dollars_for_one).quantize(Decimal("1e-9"))
+    return f"{amount:f}"

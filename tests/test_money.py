@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_gpumarket.money import affordable_ms, cost_nusd, format_usd, split, usd
+from jupyter_gpumarket.money import affordable_ms, cost_nusd, format_usd, native_text, split, usd
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,25 @@ def test_what_is_affordable_costs_no_more_than_the_amount(rate: int, amount: int
 
     assert cost_nusd(rate, bought_ms) <= amount
     assert rate * (bought_ms + 1) > amount * 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("nusd", "rate", "text"),
+    [
+        (10_000_000, "1", "0.010000000"),
+        (10_000_000, "0.45", "0.022222222"),
+        (-1, "1", "-0.000000001"),
+        (9 * 10**18, "0.000001", "9000000000000000.000000000"),
+        (0, "3", "0.000000000"),
+    ],
+)
+def test_an_amount_in_another_unit_is_exact_decimal_text(nusd: int, rate: str, text: str) -> None:
+    """No exponent, nine places, whatever the size."""
+    assert native_text(nusd, rate) == text
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "NaN", "Infinity", "", "two"])
+def test_what_is_no_rate_is_refused(rate: str) -> None:
+    """Dividing by it would make no amount."""
+    with pytest.raises(ValueError, match="is not a rate"):
+        native_text(1, rate)

@@ -36,7 +36,7 @@ from jupyter_gpumarket.models import (
     Owner,
     Record,
 )
-from jupyter_gpumarket.money import MS_PER_HOUR, cost_nusd, split
+from jupyter_gpumarket.money import MS_PER_HOUR, cost_nusd, native_text, split
 
 MIB_PER_GIB = 1024
 
@@ -246,6 +246,7 @@ def _line(
 ) -> Charge:
     start_ms, end_ms = when
     detail = run_id or str(start_ms)
+    native = span.offer.native if span.offer else None
     return Charge(
         charge_id=f"{lease.lease_id}/{span.number}/{kind}/{detail}",
         lease_id=lease.lease_id,
@@ -260,18 +261,13 @@ def _line(
         gpu=(span.offer.gpu or span.offer.gpu_raw) if span.offer else "",
         gpu_count=span.offer.gpu_count if span.offer else 0,
         rate_nusd_hour=span.rate_nusd_hour,
-        native_amount=_as_decimal(amount_nusd),
-        native_currency="USD",
-        native_rate="1",
-        native_rate_source="the marketplace bills in USD",
-        native_rate_ms=start_ms,
+        native_amount=native_text(amount_nusd, native.rate if native else "1"),
+        native_currency=native.currency if native else "USD",
+        native_rate=native.rate if native else "1",
+        native_rate_source=native.source if native else "the marketplace bills in USD",
+        native_rate_ms=native.rate_ms if native else start_ms,
         final=lease.state in ENDED_STATES,
     )
-
-
-def _as_decimal(nusd: int) -> str:
-    whole, fraction = divmod(nusd, 1_000_000_000)
-    return f"{whole}.{fraction:09d}"
 
 
 def lease_money(lease: Lease, runs: Iterable[CellRun], now_ms: int) -> tuple[int, int, int]:

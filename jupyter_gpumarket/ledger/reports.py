@@ -12,7 +12,7 @@ import polars as pl
 
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import CellRun, Charge
-from jupyter_gpumarket.money import split
+from jupyter_gpumarket.money import native_text, split
 
 USD = pl.Decimal(38, 9)
 DAY_MS = 86_400_000
@@ -110,7 +110,7 @@ def _rows(charge: Charge, cells: Mapping[str, str]) -> Iterator[tuple[object, ..
             charge.gpu,
             charge.gpu_count,
             charge.rate_nusd_hour,
-            charge.native_amount if amount == charge.amount_nusd else _usd_text(amount),
+            charge.native_amount if amount == charge.amount_nusd else native_text(amount, charge.native_rate),
             charge.native_currency,
             charge.native_rate,
             charge.native_rate_source,

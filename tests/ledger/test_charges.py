@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jupyter_gpumarket.ledger.charges import bill, lease_charges, lease_money, run_cost, spans, worst_case_nusd
-from jupyter_gpumarket.models import Attempt, Billing, CellRun, Charge, ChargeKind, Lease, LeaseState, Owner, RunStatus
+from jupyter_gpumarket.models import (
+    Attempt,
+    Billing,
+    CellRun,
+    Charge,
+    ChargeKind,
+    Lease,
+    LeaseState,
+    NativePrice,
+    Owner,
+    RunStatus,
+)
 from jupyter_gpumarket.money import cost_nusd, usd
 
 from .records import HOUR_MS, MINUTE_MS, START_MS, cell_runs, lease, leases, moments, offer, run
@@ -92,6 +103,17 @@ def test_a_plain_lease_by_hand() -> None:
 
     assert by_kind(lines) == {"boot": 6_000_000, "cell": 3_000_000, "idle": 1_000_000}
     assert all(line.final and line.native_amount and line.native_currency == "USD" for line in lines)
+
+
+def test_a_line_keeps_its_native_amount_with_the_rate_it_was_made_by() -> None:
+    """At $0.36 an hour and $0.45 a coin, 100 s cost $0.01, which is 0.022222222 coins."""
+    native = NativePrice(amount_hour="0.8", currency="AKT", rate="0.45", source="the console", rate_ms=START_MS - 5)
+    own = lease(offer=offer(native=native), state=LeaseState.RELEASED, billed_to_ms=START_MS + 100_000)
+
+    lines = lease_charges(own, [run("a", 0, 100)], START_MS + HOUR_MS)
+
+    told = [(c.native_amount, c.native_currency, c.native_rate, c.native_rate_source, c.native_rate_ms) for c in lines]
+    assert told == [("0.022222222", "AKT", "0.45", "the console", START_MS - 5)]
 
 
 def test_two_cells_share_only_the_time_they_overlap() -> None:
