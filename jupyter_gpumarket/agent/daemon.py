@@ -23,7 +23,9 @@ import msgspec
 from jupyter_gpumarket.agent import check, processes
 from jupyter_gpumarket.agent.blobs import Blobs
 from jupyter_gpumarket.agent.dask import DaskProcesses
+from jupyter_gpumarket.agent.driver import FILE
 from jupyter_gpumarket.agent.folder import NodeFolder, safe_name, write_atomically
+from jupyter_gpumarket.agent.network import loopback_id
 from jupyter_gpumarket.agent.outbox import Outbox
 from jupyter_gpumarket.agent.runs import Run, RunStore
 from jupyter_gpumarket.agent.session import OBEY_S, Session
@@ -60,6 +62,7 @@ class Agent:
         self._settings = settings
         self._clock = clock
         self._started_ms = clock.now_ms()
+        self._network = loopback_id()
         self._environment = {**os.environ, processes.FOLDER_VARIABLE: str(folder.root)}
         self._peer = Peer(
             boot_id=uuid.uuid4().hex,
@@ -75,8 +78,11 @@ class Agent:
         self._blobs = Blobs(folder)
         self._streams = Streams(self._peer.send)
         self._dask = DaskProcesses(
-            folder.dask, self._environment, lambda report: self._outbox.put(("dask", report.name), report)
+            folder.dask,
+            self._environment,
+            lambda report: self._outbox.put(("dask", getattr(report, "name", "")), report),
         )
+        (folder.dask / FILE).unlink(missing_ok=True)  # of a scheduler that ended with a former agent
         self._senders: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._over = asyncio.Event()
@@ -150,6 +156,7 @@ class Agent:
             pid=os.getpid(),
             started_ms=self._started_ms,
             sessions=tuple(self._sessions),
+            network=self._network,
         )
 
     async def _take_orders(self) -> None:
@@ -177,6 +184,7 @@ class Agent:
         self._streams.close()
         self._streams = Streams(self._peer.send)
         self._outbox.put(("ready",), self._ready())
+        self._dask.tell_all()
 
     def _trouble(self, order: m.Order, reason: str) -> None:
         about = getattr(order, "run_id", "") or getattr(order, "name", "") or getattr(order, "session", "")
@@ -216,13 +224,20 @@ class Agent:
                     self._start(session.close())
             case m.SetDeadline():
                 self._set_deadline(order)
+            case m.Shutdown():
+                self._keep_files = order.keep_files
+                self._over.set()
+            case m.StartDask() | m.StopDask() | m.RetireDask():
+                await self._obey_dask(order)
+
+    async def _obey_dask(self, order: m.StartDask | m.StopDask | m.RetireDask) -> None:
+        match order:
             case m.StartDask():
                 await self._dask.start(order)
             case m.StopDask():
                 self._start(self._dask.stop(order.name))
-            case m.Shutdown():
-                self._keep_files = order.keep_files
-                self._over.set()
+            case m.RetireDask():
+                self._dask.retire(order.workers)
 
     # ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -16,7 +16,7 @@ from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 
-from jupyter_gpumarket.agent import variables
+from jupyter_gpumarket.agent import driver, variables
 
 # How many messages wait in the kernel's socket, and again in the agent's.
 PENDING_MESSAGES = 32
@@ -62,6 +62,7 @@ class NodeKernel(IPythonKernel):
         # IPython 9 files all that cells print and show, for ever; here the agent's log has it.
         if hasattr(self.shell.history_manager, "outputs"):
             self.shell.history_manager.outputs = Forgetful(list)
+        driver.install(self.shell)
 
     async def gpumarket_inputs(self, stream: Any, ident: Any, parent: Any) -> None:
         """Set the variables that the message names."""

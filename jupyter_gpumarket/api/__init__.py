@@ -19,6 +19,7 @@ from jupyter_gpumarket.api.clusters import (
     RunRequest,
     RunView,
 )
+from jupyter_gpumarket.api.dask import DaskRetire, DaskTasks, DaskView, DaskWish, DaskWorkerView
 from jupyter_gpumarket.api.doors import (
     BrokerInfo,
     BudgetSetting,
@@ -69,6 +70,11 @@ __all__ = [
     "ClusterInfo",
     "CostList",
     "CostQuery",
+    "DaskRetire",
+    "DaskTasks",
+    "DaskView",
+    "DaskWish",
+    "DaskWorkerView",
     "DeadlineChange",
     "Detach",
     "ExtendRequest",

@@ -22,6 +22,7 @@ from jupyter_gpumarket.api import Attach, NodeView, RunRequest
 from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.facts import FactQueue
+from jupyter_gpumarket.cluster.fleet import Fleet
 from jupyter_gpumarket.cluster.node import Node
 from jupyter_gpumarket.cluster.reach import Reach
 from jupyter_gpumarket.cluster.records import NodeRecord, Start
@@ -48,6 +49,7 @@ class Cluster:
         self.runs = RunStore(folder / "runs")
         self.blobs = BlobStore(folder / "blobs")
         self.facts = FactQueue(folder, self.start.cluster_id)
+        self.dask = Fleet(folder, self.clock)
         self._nodes_file = folder / "nodes.json"
         self._nodes: dict[str, Node] = {}
         self._over = asyncio.Event()
@@ -67,7 +69,8 @@ class Cluster:
         address = {"url": url, "token": self.token, "pid": os.getpid()}
         write_private(self.folder / "cluster.json", msgspec.json.encode(address))
         logger.info("cluster %s listens, %d nodes", self.start.cluster_id, len(self._nodes))
-        tasks = [asyncio.create_task(self.facts.deliver()), asyncio.create_task(self._watch_idle())]
+        work = (self.facts.deliver(), self._watch_idle(), self.dask.run())
+        tasks = [asyncio.create_task(part) for part in work]
         try:
             await self._over.wait()
         finally:
@@ -106,6 +109,7 @@ class Cluster:
         node = self._nodes.get(lease_id)
         if node is None:
             return
+        self.dask.leave(lease_id)
         await node.detach(timeout_s)
         if self._nodes.get(lease_id) is node:
             del self._nodes[lease_id]
@@ -158,7 +162,7 @@ class Cluster:
     # ── start and end ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _node(self, record: NodeRecord) -> Node:
-        return Node(
+        node = Node(
             record,
             reach=self._reach,
             runs=self.runs,
@@ -168,6 +172,8 @@ class Cluster:
             save=self._save_nodes,
             idle_tell_s=self.start.idle_tell_s,
         )
+        self.dask.join(node)
+        return node
 
     def _read_nodes(self) -> list[NodeRecord]:
         if not self._nodes_file.exists():
@@ -205,6 +211,7 @@ class Cluster:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await asyncio.gather(*(node.close() for node in self._nodes.values()), return_exceptions=True)
+        self.dask.close()
         self.runs.close()
         self.facts.close()
         with contextlib.suppress(FileNotFoundError):

@@ -17,6 +17,8 @@ from jupyter_gpumarket.api import (
     API_VERSION,
     Attach,
     ClusterInfo,
+    DaskRetire,
+    DaskWish,
     DeadlineChange,
     Detach,
     MessageBatch,
@@ -270,6 +272,27 @@ class Output(Handler):
         await self.finish()
 
 
+class Dask(Handler):
+    """GET, PUT and DELETE /v1/dask: how Dask runs on the nodes; have it run; end it."""
+
+    def get(self) -> None:
+        self.answer(self.cluster.dask.view())
+
+    def put(self) -> None:
+        self.answer(self.cluster.dask.start(self.body(DaskWish)), 202)
+
+    def delete(self) -> None:
+        self.answer(self.cluster.dask.stop(), 202)
+
+
+class RetireDask(Handler):
+    """POST /v1/dask/retire"""
+
+    def post(self) -> None:
+        asked = self.body(DaskRetire)
+        self.answer(self.cluster.dask.retire(asked.lease_id, asked.reason), 202)
+
+
 @web.stream_request_body
 class Blob(Handler):
     """PUT and HEAD /v1/blobs/{sha256}: an input, by content."""
@@ -328,6 +351,8 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     (r"/v1/runs/([^/]+)/messages", Messages),
     (r"/v1/runs/([^/]+)/outputs/([^/]+)", Output),
     (r"/v1/blobs/([^/]+)", Blob),
+    (r"/v1/dask", Dask),
+    (r"/v1/dask/retire", RetireDask),
 ]
 
 

@@ -63,6 +63,7 @@ class Talk:
         self.sessions: set[str] = set()
         self.use: NodeUse | None = None
         self.trouble = ""
+        self.listener: Callable[[Any], None] = _ignore
         self._orders: asyncio.Queue[Any] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._is_synced = False
@@ -96,6 +97,10 @@ class Talk:
     def order(self, order: Any) -> None:
         """Send an order as soon as the node can be heard; it is kept over cuts of the link."""
         self._orders.put_nowait(order)
+
+    async def send(self, message: Any) -> None:
+        """Send now, waiting for room; for what is much, so that orders need not wait behind it in our queue."""
+        await self._peer.send(message)
 
     def new_run(self) -> None:
         """A run was queued for this node."""
@@ -222,6 +227,8 @@ class Talk:
         handler = _HANDLERS.get(type(report))
         if handler is not None:
             handler(self, report)
+        else:
+            self.listener(report)
 
     def _forget_contact(self) -> None:
         self._is_synced = False
@@ -249,6 +256,7 @@ class Talk:
         self._forget_contact()
         self.order(self._deadline())
         self.order(wire.ListRuns())
+        self.listener(report)
 
     def _on_list(self, report: wire.RunList) -> None:
         known = {found.run_id for found in report.runs}
@@ -388,6 +396,11 @@ class Talk:
         self._fetchers.pop(run.run_id, None)
         self._settling.pop(run.run_id, None)
         self.order(wire.Saved(run_id=run.run_id, upto=run.log.agent_upto, ended=True))
+
+
+def _ignore(report: Any) -> None:
+    """Nobody else listens to this node."""
+    del report
 
 
 def _finite(number: float) -> float:

@@ -111,18 +111,29 @@ class Shutdown(Message, frozen=True, kw_only=True, tag="shutdown"):
 
 
 class StartDask(Message, frozen=True, kw_only=True, tag="start_dask"):
-    """Start a Dask scheduler (`role` scheduler) or workers (`role` worker) with these arguments and TLS files."""
+    """Start a Dask scheduler (`role` scheduler) or workers (`role` worker) with these arguments and TLS files.
+
+    `gpu` is the one GPU that it may see, counted among those that the lease may see; None: all of them.
+    """
 
     role: str
     name: str
     options: dict[str, str] = {}
     files: dict[str, bytes] = {}
+    environment: dict[str, str] = {}
+    gpu: int | None = None
 
 
 class StopDask(Message, frozen=True, kw_only=True, tag="stop_dask"):
     """Stop what `StartDask` started under this name."""
 
     name: str
+
+
+class RetireDask(Message, frozen=True, kw_only=True, tag="retire_dask"):
+    """To the node with the scheduler: move what these workers hold to others, then end them. Names as in StartDask."""
+
+    workers: tuple[str, ...]
 
 
 class OpenStream(Message, frozen=True, kw_only=True, tag="open"):
@@ -169,6 +180,7 @@ Order = (
     | Shutdown
     | StartDask
     | StopDask
+    | RetireDask
     | OpenStream
     | StreamData
     | StreamCredit
@@ -180,13 +192,17 @@ Order = (
 
 
 class AgentReady(Message, frozen=True, kw_only=True, tag="ready"):
-    """First report of a new attachment: who the agent is and what it has."""
+    """First report of a new attachment: who the agent is and what it has.
+
+    Agents of the same `network` share one loopback, so that a port means the same to them without any help.
+    """
 
     python: str
     versions: dict[str, str]
     pid: int
     started_ms: int
     sessions: tuple[str, ...] = ()
+    network: str = ""
 
 
 class BlobStored(Message, frozen=True, kw_only=True, tag="blob_stored"):
@@ -290,6 +306,32 @@ class DaskReport(Message, frozen=True, kw_only=True, tag="dask"):
     reason: str = ""
 
 
+class DaskWorkerStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the scheduler knows of one worker."""
+
+    name: str
+    processing: int
+    in_memory: int
+    memory_bytes: int
+    occupancy_s: float
+
+
+class DaskStatus(Message, frozen=True, kw_only=True, tag="dask_status"):
+    """What the scheduler does, every half second while that changes."""
+
+    at_ms: int
+    waiting: int
+    queued: int
+    unrunnable: int
+    processing: int
+    in_memory: int
+    erred: int
+    occupancy_s: float
+    workers: tuple[DaskWorkerStatus, ...] = ()
+    retired: tuple[str, ...] = ()
+    poisoned: tuple[str, ...] = ()
+
+
 class Trouble(Message, frozen=True, kw_only=True, tag="trouble"):
     """An order could not be carried out."""
 
@@ -307,6 +349,7 @@ Report = (
     | SessionReport
     | UseReport
     | DaskReport
+    | DaskStatus
     | Trouble
     | OpenStream
     | StreamData

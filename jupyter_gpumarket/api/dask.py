@@ -1,0 +1,86 @@
+"""Dask on the nodes of a cluster: what doors ask of the cluster process, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from jupyter_gpumarket.api.base import Request
+from jupyter_gpumarket.models import Record
+
+Count = Annotated[int, Meta(ge=0, le=100_000)]
+
+
+class DaskWish(Request, frozen=True, kw_only=True):
+    """PUT /v1/dask: have a scheduler on the most reliable node and workers on every node, now and for nodes to come.
+
+    `nthreads` of 0: as many as the node has cores, shared by its workers (one on a GPU worker). `memory_limit` and
+    `environment` are as `dask worker` takes them. `allowed_failures`: how many workers may die with a task before the
+    task is called poisoned and ends as an error.
+    """
+
+    nthreads: Count = 0
+    memory_limit: str = "auto"
+    nanny: bool = True
+    allowed_failures: Count = 3
+    environment: dict[str, str] = {}
+
+
+class DaskRetire(Request, frozen=True, kw_only=True):
+    """POST /v1/dask/retire: move what is in memory off a node's workers and end them, before the node goes."""
+
+    lease_id: str
+    reason: str = ""
+
+
+class DaskWorkerView(Record, frozen=True, kw_only=True):
+    """One worker: where it is, and what it does. `processing` tasks are assigned to it, the running ones included."""
+
+    name: str
+    lease_id: str
+    state: Literal["starting", "running", "ended", "retiring", "retired"]
+    address: str = ""
+    gpu: int | None = None
+    processing: int = 0
+    in_memory: int = 0
+    memory_bytes: int = 0
+    occupancy_s: float = 0.0
+    reason: str = ""
+
+
+class DaskTasks(Record, frozen=True, kw_only=True):
+    """The scheduler's tasks by state, as of `at_ms`. `occupancy_s`: the time that the assigned ones need, estimated.
+
+    `poisoned` names tasks that ended as errors because too many workers had died with them.
+    """
+
+    at_ms: int = 0
+    waiting: int = 0
+    queued: int = 0
+    unrunnable: int = 0
+    processing: int = 0
+    in_memory: int = 0
+    erred: int = 0
+    occupancy_s: float = 0.0
+    poisoned: tuple[str, ...] = ()
+
+
+class DaskView(Record, frozen=True, kw_only=True):
+    """GET /v1/dask. `head` is the lease on which the scheduler runs: cells sent there find `client`.
+
+    `generation` counts schedulers: a greater one than before means that the former scheduler is lost, with its futures.
+    `relayed` and `direct` count the ways between nodes, through the links and without them.
+    """
+
+    state: Literal["off", "waiting", "starting", "running"]
+    head: str = ""
+    head_reason: str = ""
+    generation: int = 0
+    address: str = ""
+    workers: tuple[DaskWorkerView, ...] = ()
+    tasks: DaskTasks = DaskTasks()
+    relayed: int = 0
+    direct: int = 0
+    relayed_bytes: int = 0
+    notices: tuple[str, ...] = ()

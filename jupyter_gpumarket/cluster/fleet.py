@@ -1,0 +1,488 @@
+"""Dask on the nodes of this cluster: decides what should run, orders it, and mends what broke.
+
+This process speaks no Dask. It orders agents to start schedulers and workers, and carries their (encrypted) bytes from
+node to node. What it does is one repeated comparison of what should run with what does, so that it makes no difference
+in which order nodes come, go, fall silent and come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from jupyter_gpumarket.api import DaskTasks, DaskView, DaskWish, DaskWorkerView
+from jupyter_gpumarket.clock import Clock
+from jupyter_gpumarket.cluster import dask_plan as plan
+from jupyter_gpumarket.cluster.authority import Identity, issue, new_authority
+from jupyter_gpumarket.cluster.fleet_members import Member, Process
+from jupyter_gpumarket.cluster.node import Node
+from jupyter_gpumarket.cluster.relay import STREAM_MESSAGES, Relay, Target
+from jupyter_gpumarket.config import write_private
+from jupyter_gpumarket.errors import BadRequest
+from jupyter_gpumarket.models import Record
+from jupyter_gpumarket.wire import messages as wire
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 1.0
+# A node that is silent for so long is given up by Dask: its tasks run elsewhere. Its lease is the broker's affair.
+NODE_PATIENCE_S = 45.0
+START_PATIENCE_S = 90.0
+# How long an agent has, after it was met, to say which processes it runs.
+TELL_PATIENCE_S = 3.0
+MAX_NOTICES = 20
+
+
+class FleetRecord(Record, frozen=True, kw_only=True):
+    """dask.json. `wish` of None: no Dask is wanted. `head` is the lease of the scheduler of this generation."""
+
+    wish: DaskWish | None = None
+    authority: Identity | None = None
+    generation: int = 0
+    head: str = ""
+    head_reason: str = ""
+    processes: tuple[Process, ...] = ()
+
+
+class Fleet:
+    """The Dask processes of a cluster."""
+
+    def __init__(self, folder: Path, clock: Clock, rng: random.Random | None = None) -> None:
+        self._file = folder / "dask.json"
+        self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311 - ports are no secrets
+        self.relay = Relay()
+        self._members: dict[str, Member] = {}
+        self._wake = asyncio.Event()
+        self._tasks = DaskTasks()
+        self._stats: dict[str, wire.DaskWorkerStatus] = {}
+        self._retired: set[str] = set()
+        self._notices: list[str] = []
+        self._routes: dict[tuple[str, int], str] = {}
+        self._listening: set[asyncio.Task[None]] = set()
+        self._record = FleetRecord()
+        with contextlib.suppress(FileNotFoundError):
+            self._record = msgspec.json.decode(self._file.read_bytes(), type=FleetRecord)
+        self._processes: dict[str, Process] = {process.name: process for process in self._record.processes}
+
+    # ── what others tell and ask ─────────────────────────────────────────────────────────────────────────────────────
+
+    def join(self, node: Node) -> None:
+        """A node is attached; its agent may not be met yet."""
+        self._members[node.lease_id] = Member(node)
+        node.talk.listener = lambda report: self._heard(node.lease_id, report)
+
+    def leave(self, lease_id: str) -> None:
+        """A node is detached: what ran there is gone."""
+        self._members.pop(lease_id, None)
+        self._drop_of(lease_id)
+        self._wake.set()
+
+    def start(self, wish: DaskWish) -> DaskView:
+        """Have Dask run from now on."""
+        authority = self._record.authority or new_authority("dask", self._now())
+        self._change(wish=wish, authority=authority)
+        self._wake.set()
+        return self.view()
+
+    def stop(self) -> DaskView:
+        """End all Dask processes; a later start makes new ones."""
+        self._change(wish=None, head="", head_reason="")
+        self._wake.set()
+        return self.view()
+
+    def retire(self, lease_id: str, reason: str) -> DaskView:
+        """Have a node's workers retired: Dask moves what they hold, then ends them; none is started there again.
+
+        Raises:
+            BadRequest: the node is not here, or Dask does not run.
+        """
+        member = self._members.get(lease_id)
+        head = self._members.get(self._record.head)
+        if member is None or head is None:
+            raise BadRequest(f"lease_id: no Dask worker of {lease_id[:100]!r} is here to be retired")
+        member.is_retiring = True
+        names = tuple(process.name for process in self._workers() if process.lease_id == lease_id)
+        self._notice(f"{member.name} retires{': ' if reason else ''}{reason[:200]}")
+        head.node.talk.order(wire.RetireDask(workers=tuple(self._retired) + names))
+        self._retired.update(names)
+        return self.view()
+
+    def view(self) -> DaskView:
+        """How it is."""
+        scheduler = self._scheduler()
+        networks = {member.network for member in self._members.values() if member.is_met}
+        workers = tuple(self._worker_view(process) for process in self._workers())
+        direct = sum(
+            1 for process in self._workers() for member in self._others(process) if member.network == self._of(process)
+        )
+        return DaskView(
+            state=self._state(scheduler),
+            head=self._record.head,
+            head_reason=self._record.head_reason,
+            generation=self._record.generation,
+            address=scheduler.address if scheduler else "",
+            workers=workers,
+            tasks=self._tasks,
+            relayed=sum(1 for network, _ in self._routes if network in networks),
+            direct=direct,
+            relayed_bytes=self.relay.relayed_bytes,
+            notices=tuple(self._notices),
+        )
+
+    async def run(self) -> None:
+        """Compare and mend, for ever. An error of ours in it must not be the end of it."""
+        while True:
+            self._wake.clear()
+            try:
+                self._tend()
+            except Exception:
+                logger.exception("Dask could not be tended; it is tried again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), TICK_S)
+
+    def close(self) -> None:
+        """Let go; agents and what they run go on."""
+        for task in list(self._listening):
+            task.cancel()
+        self.relay.close()
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _heard(self, lease_id: str, report: object) -> None:
+        member = self._members.get(lease_id)
+        if member is None:
+            return
+        match report:
+            case wire.AgentReady():
+                self._met(member, report)
+            case wire.DaskReport():
+                self._told(member, report)
+            case wire.DaskStatus() if lease_id == self._record.head:
+                self._status(report)
+            case _ if isinstance(report, STREAM_MESSAGES):
+                self.relay.take(lease_id, report)
+
+    def _met(self, member: Member, report: wire.AgentReady) -> None:
+        """A fresh contact: no stream that was there before is there any more."""
+        self._forget_routes(member)
+        member.meet(report, self._clock.monotonic_s())
+        self.relay.join(member.lease_id, member.node.talk.send)
+        for process in self._processes.values():
+            if process.lease_id == member.lease_id:
+                process.is_unsure = True
+        self._wake.set()
+
+    def _told(self, member: Member, report: wire.DaskReport) -> None:
+        process = self._processes.get(report.name)
+        if process is None or process.lease_id != member.lease_id:
+            if report.state in ("starting", "running"):
+                member.node.talk.order(wire.StopDask(name=report.name))
+            return
+        process.is_unsure = False
+        process.state = "running" if report.state == "running" else process.state
+        process.address = report.address[:200] or process.address
+        if report.state == "ended":
+            self._ended(member, process, report.reason[-1500:])
+        self._save()
+        self._wake.set()
+
+    def _ended(self, member: Member, process: Process, reason: str) -> None:
+        self._forget(process)
+        if process.name in self._retired:
+            return
+        now = self._clock.monotonic_s()
+        member.note_end(process.slot, now, now - process.started_s)
+        logger.info("Dask process %s has ended: %s", process.name, reason)
+        if process.is_scheduler:
+            self._lose_head(f"the scheduler on {member.name} ended ({reason.splitlines()[0] if reason else ''})")
+
+    def _status(self, report: wire.DaskStatus) -> None:
+        self._stats = {worker.name: worker for worker in report.workers}
+        self._tasks = DaskTasks(
+            at_ms=self._clock.now_ms(),
+            waiting=report.waiting,
+            queued=report.queued,
+            unrunnable=report.unrunnable,
+            processing=report.processing,
+            in_memory=report.in_memory,
+            erred=report.erred,
+            occupancy_s=max(0.0, min(report.occupancy_s, 1e9)),
+            poisoned=tuple(key[:200] for key in report.poisoned[:20]),
+        )
+        for name in report.retired:
+            process = self._processes.get(name)
+            if process is not None and process.state != "retired":
+                process.state = "retired"
+                self._wake.set()
+
+    # ── comparing and mending ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tend(self) -> None:
+        for process in [p for p in self._processes.values() if self._is_lost(p)]:
+            self._forget(process)
+            if process.is_scheduler:
+                self._lose_head("the scheduler's node does not run it any more")
+        self._give_up_silent()
+        wish = self._record.wish
+        if wish is None:
+            self._stop_all(lambda _: True)
+            return
+        scheduler = self._scheduler()
+        if scheduler is None:
+            self._new_head(wish)
+            return
+        self._stop_all(lambda process: process.generation != self._record.generation)
+        if scheduler.state != "running":
+            self._hurry(scheduler)
+            return
+        self._make_routes()
+        for member in self._ready_members():
+            self._make_workers(member, scheduler, wish)
+
+    def _is_lost(self, process: Process) -> bool:
+        """Whether an agent that was met has not spoken of it."""
+        member = self._members.get(process.lease_id)
+        now = self._clock.monotonic_s()
+        return (
+            process.is_unsure
+            and member is not None
+            and member.is_met
+            and member.node.link_state == "up"
+            and now - member.met_s > TELL_PATIENCE_S
+        )
+
+    def _give_up_silent(self) -> None:
+        now = self._clock.monotonic_s()
+        for member in self._members.values():
+            if member.is_silent(now, NODE_PATIENCE_S) and member.lease_id != self._record.head:
+                self._notice(f"{member.name} has been silent for {NODE_PATIENCE_S:g} s; its tasks run elsewhere")
+                self._drop_of(member.lease_id)
+                member.give_up()
+            elif member.is_given_up and member.node.link_state == "up":
+                # Its workers lost their scheduler meanwhile; what is left of them is cleared away.
+                member.take_back(now)
+                self.relay.join(member.lease_id, member.node.talk.send)
+                for name in member.names:
+                    member.node.talk.order(wire.StopDask(name=name))
+
+    def _new_head(self, wish: DaskWish) -> None:
+        members = [
+            m for m in self._ready_members() if not m.is_retiring and m.may_start(None, self._clock.monotonic_s())
+        ]
+        if not members:
+            return
+        lease_id, reason = plan.choose_head([member.candidate() for member in members])
+        generation = self._record.generation + 1
+        self._change(head=lease_id, head_reason=reason, generation=generation)
+        self._stop_all(lambda _: True)
+        self._stats, self._tasks = {}, DaskTasks()
+        member = self._members[lease_id]
+        process = self._new_process(member, f"scheduler-{generation}", slot=None, gpu=None)
+        process.is_scheduler = True
+        member.names.add(process.name)
+        member.node.talk.order(plan.scheduler_order(process.name, process.port, self._files(member), wish))
+        self._save()
+
+    def _make_workers(self, member: Member, scheduler: Process, wish: DaskWish) -> None:
+        now = self._clock.monotonic_s()
+        slots = plan.gpu_slots(member.gpu_count)
+        there = {p.slot: p for p in self._workers() if p.lease_id == member.lease_id}
+        for slot, gpu in enumerate(slots):
+            if slot in there:
+                self._hurry(there[slot])
+            elif not member.is_retiring and member.may_start(slot, now) and self._is_reached(member, scheduler):
+                member.starts += 1
+                name = f"{member.name}-{slot}.{self._record.generation}.{member.starts}"
+                process = self._new_process(member, name, slot=slot, gpu=gpu)
+                member.names.add(name)
+                order = plan.worker_order(
+                    name,
+                    scheduler=scheduler.address,
+                    port=process.port,
+                    nanny_port=process.nanny_port,
+                    gpu=gpu,
+                    cores=max(member.cores // len(slots), 1) if member.cores else 0,
+                    files=self._files(member),
+                    wish=wish,
+                )
+                member.node.talk.order(order)
+                self._make_routes()
+                self._save()
+
+    def _hurry(self, process: Process) -> None:
+        """One that does not come up is ended, and another one tried."""
+        if process.state == "starting" and self._clock.monotonic_s() - process.started_s > START_PATIENCE_S:
+            member = self._members.get(process.lease_id)
+            if member is not None and member.node.link_state == "up":
+                process.started_s = self._clock.monotonic_s()
+                member.node.talk.order(wire.StopDask(name=process.name))
+
+    def _new_process(self, member: Member, name: str, *, slot: int | None, gpu: int | None) -> Process:
+        taken = {port for process in self._processes.values() for port in (process.port, process.nanny_port)}
+        port = plan.new_port(taken, self._rng)
+        process = Process(
+            name=name,
+            lease_id=member.lease_id,
+            generation=self._record.generation,
+            port=port,
+            nanny_port=plan.new_port(taken | {port}, self._rng),
+            slot=slot,
+            gpu=gpu,
+            started_s=self._clock.monotonic_s(),
+        )
+        self._processes[name] = process
+        return process
+
+    def _stop_all(self, which: Callable[[Process], bool]) -> None:
+        for process in [p for p in self._processes.values() if which(p)]:
+            member = self._members.get(process.lease_id)
+            if member is not None:
+                member.node.talk.order(wire.StopDask(name=process.name))
+            self._forget(process)
+
+    def _lose_head(self, reason: str) -> None:
+        if not self._record.head:
+            return
+        self._notice(
+            f"{reason}: its futures and the variables that lived there as Dask results are lost; a new scheduler is "
+            "started, and what was not finished has to be submitted again"
+        )
+        self._change(head="", head_reason="")
+
+    def _drop_of(self, lease_id: str) -> None:
+        """Everything on a node is gone, as far as the others are concerned."""
+        member = self._members.get(lease_id)
+        self.relay.leave(lease_id)
+        self._routes = {key: carrier for key, carrier in self._routes.items() if carrier != lease_id}
+        for process in [p for p in self._processes.values() if p.lease_id == lease_id]:
+            self._forget(process)
+            if process.is_scheduler:
+                self._lose_head(f"the head{' ' + member.name if member else ''} is gone")
+
+    def _forget(self, process: Process) -> None:
+        self._processes.pop(process.name, None)
+        for key in [key for key in self._routes if key[1] in (process.port, process.nanny_port)]:
+            self.relay.stop_listening(self._routes.pop(key), key[1])
+
+    # ── ways between the nodes ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_routes(self) -> None:
+        """In each network that a process is not in, one member listens for it."""
+        head = self._members.get(self._record.head)
+        for process in list(self._processes.values()):
+            owner = self._members.get(process.lease_id)
+            if owner is None or process.generation != self._record.generation:
+                continue
+            for member in self._met_members():
+                if member.network == owner.network:
+                    continue
+                self._route(member, process.lease_id, process.port)
+                if head is not None and member.network == head.network and process.slot is not None:
+                    self._route(member, process.lease_id, process.nanny_port)
+
+    def _route(self, member: Member, lease_id: str, port: int) -> None:
+        key = (member.network, port)
+        if key in self._routes:
+            return
+        self._routes[key] = member.lease_id
+        target = Target(lease_id=lease_id, port=port)
+        task = asyncio.create_task(self._listen(key, member, target))
+        self._listening.add(task)
+        task.add_done_callback(self._listening.discard)
+
+    async def _listen(self, key: tuple[str, int], member: Member, target: Target) -> None:
+        member.opening.add(target.port)
+        reason = await self.relay.listen(member.lease_id, target.port, target)
+        member.opening.discard(target.port)
+        if reason:
+            self._routes.pop(key, None)
+            logger.info("node %s cannot listen on port %d: %s", member.name, target.port, reason)
+            process = next((p for p in self._processes.values() if target.port in (p.port, p.nanny_port)), None)
+            if process is not None and "cannot listen" in reason:
+                # The port is taken there by somebody else: the process starts again on other ones.
+                self._stop_all(lambda other: other is process)
+        self._wake.set()
+
+    def _is_reached(self, member: Member, scheduler: Process) -> bool:
+        """Whether a worker that starts on the node now finds the scheduler."""
+        if member.network == self._of(scheduler):
+            return True
+        carrier = self._members.get(self._routes.get((member.network, scheduler.port), ""))
+        return carrier is not None and scheduler.port not in carrier.opening
+
+    def _forget_routes(self, member: Member) -> None:
+        self._routes = {key: carrier for key, carrier in self._routes.items() if carrier != member.lease_id}
+
+    # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _met_members(self) -> Iterator[Member]:
+        return (member for member in self._members.values() if member.is_met and not member.is_given_up)
+
+    def _ready_members(self) -> list[Member]:
+        return [member for member in self._met_members() if member.node.link_state == "up"]
+
+    def _scheduler(self) -> Process | None:
+        return next((p for p in self._processes.values() if p.is_scheduler and p.lease_id == self._record.head), None)
+
+    def _workers(self) -> list[Process]:
+        return [process for process in self._processes.values() if not process.is_scheduler]
+
+    def _of(self, process: Process) -> str:
+        member = self._members.get(process.lease_id)
+        return member.network if member is not None else ""
+
+    def _others(self, process: Process) -> Iterator[Member]:
+        return (member for member in self._met_members() if member.lease_id != process.lease_id)
+
+    def _files(self, member: Member) -> plan.Files:
+        assert self._record.authority is not None
+        if member.identity is None:
+            member.identity = issue(self._record.authority, member.lease_id, self._now())
+        return plan.Files(authority=self._record.authority.certificate, own=member.identity)
+
+    def _state(self, scheduler: Process | None) -> Literal["off", "waiting", "starting", "running"]:
+        if self._record.wish is None:
+            return "off"
+        if scheduler is None:
+            return "waiting"
+        return "running" if scheduler.state == "running" else "starting"
+
+    def _worker_view(self, process: Process) -> DaskWorkerView:
+        stats = self._stats.get(process.name)
+        member = self._members.get(process.lease_id)
+        is_retiring = process.state == "running" and member is not None and member.is_retiring
+        return DaskWorkerView(
+            name=process.name,
+            lease_id=process.lease_id,
+            state="retiring" if is_retiring else process.state,
+            address=process.address,
+            gpu=process.gpu,
+            processing=stats.processing if stats else 0,
+            in_memory=stats.in_memory if stats else 0,
+            memory_bytes=stats.memory_bytes if stats else 0,
+            occupancy_s=stats.occupancy_s if stats else 0.0,
+        )
+
+    def _notice(self, text: str) -> None:
+        logger.warning("%s", text)
+        self._notices = [*self._notices, text][-MAX_NOTICES:]
+
+    def _now(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._clock.now_ms() / 1000, dt.UTC)
+
+    def _change(self, **fields: object) -> None:
+        self._record = msgspec.structs.replace(self._record, **fields)
+        self._save()
+
+    def _save(self) -> None:
+        self._record = msgspec.structs.replace(self._record, processes=tuple(self._processes.values()))
+        write_private(self._file, msgspec.json.encode(self._record))

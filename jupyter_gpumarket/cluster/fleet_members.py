@@ -1,0 +1,123 @@
+"""What the fleet knows of a node and of a Dask process on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from jupyter_gpumarket.cluster.authority import Identity
+from jupyter_gpumarket.cluster.dask_plan import Candidate
+from jupyter_gpumarket.cluster.node import Node
+from jupyter_gpumarket.wire.messages import AgentReady
+
+LONGEST_WAIT_S = 30.0
+# One that has run for so long was sound: its end is not held against the next one.
+SOUND_AFTER_S = 10.0
+
+
+class Process(msgspec.Struct, kw_only=True):
+    """A Dask process that was ordered. `slot` is its place on the node, None for the scheduler."""
+
+    name: str
+    lease_id: str
+    generation: int
+    port: int
+    nanny_port: int
+    slot: int | None = None
+    gpu: int | None = None
+    is_scheduler: bool = False
+    state: Literal["starting", "running", "retired"] = "starting"
+    address: str = ""
+    started_s: float = 0.0
+    is_unsure: bool = False
+
+
+class Member:
+    """A node of the cluster, as Dask sees it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.network = node.lease_id
+        self.is_met = False
+        self.is_given_up = False
+        self.is_retiring = False
+        self.met_s = 0.0
+        self.starts = 0
+        self.names: set[str] = set()
+        self.opening: set[int] = set()
+        self.identity: Identity | None = None
+        self._silent_since_s: float | None = None
+        self._not_before: dict[int | None, tuple[float, int]] = {}
+
+    @property
+    def lease_id(self) -> str:
+        return self.node.lease_id
+
+    @property
+    def name(self) -> str:
+        return self.node.record.attach.name
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs were sold."""
+        offer = self.node.record.attach.offer
+        return offer.gpu_count if offer is not None else 0
+
+    @property
+    def cores(self) -> int:
+        """How many CPU cores were sold; 0 where that is not known."""
+        offer = self.node.record.attach.offer
+        return offer.cpu_cores if offer is not None else 0
+
+    def candidate(self) -> Candidate:
+        """What counts for the choice of the head."""
+        offer = self.node.record.attach.offer
+        ready_ms = self.node.record.ready_ms or 0
+        if offer is None:
+            return Candidate(lease_id=self.lease_id, name=self.name, ready_ms=ready_ms)
+        return Candidate(
+            lease_id=self.lease_id,
+            name=self.name,
+            tier=offer.tier,
+            kind=offer.kind,
+            reliability=offer.reliability,
+            up_mbps=offer.up_mbps,
+            ready_ms=ready_ms,
+        )
+
+    def meet(self, report: AgentReady, now_s: float) -> None:
+        """Its agent speaks to us, for the first time or after one of both was started anew."""
+        self.is_met, self.is_given_up = True, False
+        self.met_s = now_s
+        self.network = report.network[:64] or self.lease_id
+        self.opening.clear()
+        self._silent_since_s = None
+
+    def is_silent(self, now_s: float, patience_s: float) -> bool:
+        """Whether nothing was heard for so long, and it has not been given up yet."""
+        if not self.is_met or self.node.link_state == "up":
+            self._silent_since_s = None
+            return False
+        if self._silent_since_s is None:
+            self._silent_since_s = now_s
+        return not self.is_given_up and now_s - self._silent_since_s > patience_s
+
+    def give_up(self) -> None:
+        """Dask does not count on it any more."""
+        self.is_given_up = True
+
+    def take_back(self, now_s: float) -> None:
+        """It answers again."""
+        self.is_given_up = False
+        self.met_s = now_s
+
+    def note_end(self, slot: int | None, now_s: float, ran_s: float) -> None:
+        """A process ended: the next one starts at once, unless several ended young."""
+        young = 0 if ran_s > SOUND_AFTER_S else self._not_before.get(slot, (0.0, 0))[1] + 1
+        wait_s = 0.0 if young < 3 else min(LONGEST_WAIT_S, 0.5 * 2 ** min(young - 3, 10))
+        self._not_before[slot] = (now_s + wait_s, young)
+
+    def may_start(self, slot: int | None, now_s: float) -> bool:
+        """Whether a process may be started in this place now."""
+        return now_s >= self._not_before.get(slot, (0.0, 0))[0]

@@ -1,0 +1,87 @@
+"""Several nodes of one cluster: a real OpenSSH server each, in a network namespace of its own where that is allowed.
+
+In one namespace (and without, on one loopback) nodes reach each other by themselves; in several they can only talk
+through the links, since each namespace knows no way but the one to this side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from tests.nodes.far import cut, run
+from tests.nodes.openssh import Sshd
+
+
+class ClusterNode:
+    """One node: its server, its home, its own network or the machine's."""
+
+    def __init__(self, folder: Path, number: int, *, is_apart: bool) -> None:
+        self.number = number
+        self.lease_id = f"lease-{number}"
+        self.name = f"node-{number}"
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        self._near = ""
+        environment = {"HOME": str(self.home), "GPUMARKET_PYTHON": sys.executable}
+        host, namespace = ("127.0.0.1", "") if not is_apart else self._lay_network()
+        self.namespace = namespace
+        self.sshd = Sshd(folder / "sshd", host=host, namespace=namespace, environment=environment).start()
+
+    def _lay_network(self) -> tuple[str, str]:
+        tag = secrets.token_hex(2)
+        number = int(tag, 16) % 16000
+        net, low = f"10.24{number % 4}.{number // 64}", number % 64 * 4
+        name, self._near, far = f"gmd-{tag}", f"gmd{tag}a", f"gmd{tag}b"
+        run("ip", "netns", "add", name)
+        run("ip", "link", "add", self._near, "type", "veth", "peer", "name", far, "netns", name)
+        run("ip", "addr", "add", f"{net}.{low + 1}/30", "dev", self._near)
+        run("ip", "link", "set", self._near, "up")
+        run("ip", "-n", name, "addr", "add", f"{net}.{low + 2}/30", "dev", far)
+        run("ip", "-n", name, "link", "set", far, "up")
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        return f"{net}.{low + 2}", name
+
+    @property
+    def folder(self) -> Path:
+        return self.home / ".gpumarket" / self.lease_id
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """What runs on the node on behalf of the lease: agent, kernels, Dask."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                told = (*process.cmdline(), *(f"{k}={v}" for k, v in process.environ().items()))
+                if process.pid != os.getpid() and any(str(self.folder) in words for words in told):
+                    yield process
+
+    def dask(self, word: str) -> list[psutil.Process]:
+        """The processes of the scheduler or of workers (with their nannies)."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if any(word in part for part in process.cmdline()):
+                    found.append(process)
+        return found
+
+    def kill(self) -> None:
+        """The node goes away at once, with all that ran on it."""
+        self.sshd.stop()
+        cut_processes = list(self.processes())
+        for process in cut_processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def stop(self) -> None:
+        if self.sshd.process is not None:
+            cut(self.sshd)
+        self.kill()
+        if self._near:
+            subprocess.run(["ip", "link", "delete", self._near], check=False, capture_output=True)
+            subprocess.run(["ip", "netns", "delete", self.namespace], check=False, capture_output=True)
