@@ -11,6 +11,7 @@ import msgspec
 from jupyter_gpumarket.config import Folders, Secret, Settings, credential
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.marketplaces.base import Marketplace
+from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.marketplaces.runpod import RunpodMarketplace, RunpodOptions
 from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions
@@ -29,6 +30,7 @@ MARKETPLACES: tuple[Entry, ...] = (
     Entry(name="pool", options=PoolOptions, needs_key=True, factory=PoolMarketplace),
     Entry(name="vast", options=VastOptions, needs_key=True, factory=VastMarketplace),
     Entry(name="runpod", options=RunpodOptions, needs_key=True, factory=RunpodMarketplace),
+    Entry(name="lium", options=LiumOptions, needs_key=True, factory=LiumMarketplace),
 )  # fmt: skip
 
 
