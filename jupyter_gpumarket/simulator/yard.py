@@ -38,7 +38,10 @@ class Phase(StrEnum):
 
 @dataclass(kw_only=True, eq=False)
 class SimRental:
-    """One rental of a stand-in. Rates are nano-dollars an hour; it computes from `running_ms` to `stopped_ms`."""
+    """One rental of a stand-in. Rates are nano-dollars an hour; it computes from `running_ms` to `stopped_ms`.
+
+    `login` is the user name that its host knows it by; hosts can know others as well.
+    """
 
     rental_id: str
     label: str
@@ -57,6 +60,7 @@ class SimRental:
     relay: Relay | None = None
     detail: str = ""
     pool_rental_id: str = ""
+    login: str = "root"
 
     @property
     def computed_ms(self) -> tuple[int, int | None] | None:
@@ -182,6 +186,7 @@ class Yard:
                 raise OutcomeUnknown(self._pool.name, f"the host did not serve: {rented.detail}")
             await self._clock.sleep(POLL_S)
             rented = await self._pool.rental(rented.rental_id)
+        rental.login = rented.address.user
         return rented.address.host, rented.address.port
 
     async def _give_back(self, rental: SimRental) -> None:
