@@ -172,7 +172,8 @@ class PrimeMarketplace:
 
     async def charges(self, rental_id: str) -> list[MarketCharge]:
         """An ended pod's whole bill is in the history; what a living one has cost so far, in the wallet's rows."""
-        query: dict[str, str | int] = {"sort_by": "terminatedAt", "sort_order": "desc", "limit": LIST_ROWS}
+        query: dict[str, str | int] = {"sort_by": "terminatedAt", "sort_order": "desc", "offset": 0}
+        query["limit"] = LIST_ROWS
         past: PastPage = await self._http.call("GET", f"{PREFIX}/pods/history", PastPage, query=query)
         for pod in past.data:
             if pod.id == rental_id and pod.terminated_at is not None:
@@ -274,6 +275,8 @@ class PrimeMarketplace:
             "socket": extra["socket"],
             "gpuCount": extra["count"],
             "diskSize": extra["disk_gb"],
+            "vcpus": offer.cpu_cores or None,
+            "memory": int(offer.memory_gib) or None,
             "maxPrice": in_dollars(quote.price_nusd_hour),
             "image": extra["image"],
             "dataCenterId": extra["data_center"],
@@ -291,7 +294,7 @@ class PrimeMarketplace:
         return found
 
     async def _wallet(self) -> Wallet:
-        query: dict[str, str | int] = {"limit": LIST_ROWS}
+        query: dict[str, str | int] = {"offset": 0, "limit": LIST_ROWS}
         if self._options.team:
             query["teamId"] = self._options.team
         wallet: Wallet = await self._http.call("GET", f"{PREFIX}/billing/wallet", Wallet, query=query)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from decimal import Decimal
 
 import msgspec
 
+from jupyter_gpumarket.marketplaces.ssh_command import address_in
 from jupyter_gpumarket.models import NodeAddress, RentalStatus
 
 STATUSES = {
@@ -19,7 +19,6 @@ STATUSES = {
     "DELETING": RentalStatus.ENDING,
     "TERMINATED": RentalStatus.GONE,
 }
-SSH = re.compile(r"(?:ssh )?([a-zA-Z0-9_][a-zA-Z0-9_.-]*)@([a-zA-Z0-9.:-]+)(?: -p (\d{1,5}))?")
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -47,7 +46,7 @@ class Prices(Reply, frozen=True, kw_only=True):
 
 
 class Configuration(Reply, frozen=True, kw_only=True):
-    """One offer: a configuration of one cloud in one place. Memory is in GB, for each GPU; `provisioning_time` minutes."""
+    """One offer: a configuration of one cloud in one place. Memory: GB for each GPU; `provisioning_time`: minutes."""
 
     cloud_id: str
     gpu_type: str
@@ -186,11 +185,6 @@ def status_of(pod: Pod) -> RentalStatus:
 
 
 def address_of(pod: Pod) -> NodeAddress | None:
-    """Where SSH answers, out of a text like `root@192.0.2.7 -p 22`; None for any other text."""
+    """Where SSH answers, out of a text like `root@192.0.2.7 -p 22`; of several machines, the first."""
     told = pod.ssh_connection
-    text = (told[0] if told else None) if isinstance(told, list) else told
-    found = SSH.fullmatch((text or "").strip())
-    if found is None:
-        return None
-    port = int(found[3] or 22)
-    return NodeAddress(host=found[2], port=port, user=found[1]) if 0 < port < 65536 else None
+    return address_in((told[0] if told else None) if isinstance(told, list) else told)

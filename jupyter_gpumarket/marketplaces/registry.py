@@ -13,6 +13,7 @@ from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
+from jupyter_gpumarket.marketplaces.primeintellect import PrimeMarketplace, PrimeOptions
 from jupyter_gpumarket.marketplaces.runpod import RunpodMarketplace, RunpodOptions
 from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions
 
@@ -31,6 +32,7 @@ MARKETPLACES: tuple[Entry, ...] = (
     Entry(name="vast", options=VastOptions, needs_key=True, factory=VastMarketplace),
     Entry(name="runpod", options=RunpodOptions, needs_key=True, factory=RunpodMarketplace),
     Entry(name="lium", options=LiumOptions, needs_key=True, factory=LiumMarketplace),
+    Entry(name="primeintellect", options=PrimeOptions, needs_key=True, factory=PrimeMarketplace),
 )  # fmt: skip
 
 

@@ -22,7 +22,18 @@ PRETENDED = ("RTX4090_24GB", 24)
 DISK_NUSD_GB_HOUR = 100_000
 DISK_GB = {"minCount": 20, "defaultCount": 40, "maxCount": 1000, "step": 1}
 USER = "user-of-the-simulated-account"
-POD_FIELDS = {"name", "cloudId", "gpuType", "socket", "gpuCount", "diskSize", "vcpus", "memory", "maxPrice", "image"} | {
+POD_FIELDS = {
+    "name",
+    "cloudId",
+    "gpuType",
+    "socket",
+    "gpuCount",
+    "diskSize",
+    "vcpus",
+    "memory",
+    "maxPrice",
+    "image",
+} | {
     "customTemplateId",
     "dataCenterId",
     "country",
@@ -95,7 +106,8 @@ class PrimeStandIn:
 
     async def _with_slash(self, call: Call) -> Reply:
         """Collections answer at their path with a slash only; the official client follows."""
-        return Reply(status=307, body=b"", headers={"Location": call.path + "/"})
+        query = f"?{call.raw_query}" if call.raw_query else ""
+        return Reply(status=307, body=b"", headers={"Location": f"{call.path}/{query}"})
 
     # ── offers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

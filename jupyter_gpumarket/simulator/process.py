@@ -22,6 +22,7 @@ from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.simulator.faults import FaultBoard
 from jupyter_gpumarket.simulator.lium import LiumStandIn
+from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
 from jupyter_gpumarket.simulator.runpod import RunpodStandIn
 from jupyter_gpumarket.simulator.vast import VastStandIn
 from jupyter_gpumarket.simulator.web import Server, StandIn
@@ -54,6 +55,7 @@ STAND_INS: dict[str, Maker] = {
     "vast": lambda yard, faults, key, figures: VastStandIn(yard, faults, key, show_figures=figures),
     "runpod": lambda yard, faults, key, figures: RunpodStandIn(yard, faults, key, show_figures=figures),
     "lium": lambda yard, faults, key, figures: LiumStandIn(yard, faults, key, show_figures=figures),
+    "primeintellect": lambda yard, faults, key, figures: PrimeStandIn(yard, faults, key, show_figures=figures),
 }
 
 

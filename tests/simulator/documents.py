@@ -76,4 +76,4 @@ class Document:
 
 def fits(template: str, path: str) -> bool:
     """Whether a path is one of a template; a slash at the end says nothing."""
-    return re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", template), path.rstrip("/")) is not None
+    return re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", template.rstrip("/")), path.rstrip("/")) is not None
