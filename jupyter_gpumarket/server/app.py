@@ -18,6 +18,7 @@ from jupyter_gpumarket.server.door import Door
 from jupyter_gpumarket.server.events import Bus
 from jupyter_gpumarket.server.handlers import rules
 from jupyter_gpumarket.server.metrics import show
+from jupyter_gpumarket.server.now import Now
 from jupyter_gpumarket.server.routes import PREFIX, ROUTES, Route
 from jupyter_gpumarket.server.sight import Notice, Sight
 from jupyter_gpumarket.server.watch import Eyes, Pace, Watch
@@ -103,6 +104,9 @@ class GpuMarketApp(ExtensionApp):
             self.log.info("jupyter_gpumarket: the broker runs (pid %s)", info.pid)
 
     def _used(self, route: Route, answer: Any) -> None:
+        if isinstance(answer, Now) and not (answer.leases or answer.orphans):
+            # Every open page asks this from time to time; that alone must not keep a broker that nobody needs.
+            return
         if self._watch is None:
             self._watch = self._new_watch()
         self._watch.used(look_now=route.changes)

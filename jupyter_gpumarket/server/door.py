@@ -41,6 +41,14 @@ class Door:
         self._waits = 0
         self._connecting: asyncio.Task[AsyncClient] | None = None
         self._failure: tuple[float, GpuMarketError] | None = None
+        self._quiet: Door | None = None
+
+    @property
+    def quiet(self) -> Door:
+        """A door to the same broker that starts none."""
+        if self._quiet is None:
+            self._quiet = Door(home=self._home, timeout_s=self._timeout_s, start=False)
+        return self._quiet
 
     @property
     def folders(self) -> config.Folders:
@@ -85,6 +93,8 @@ class Door:
 
     async def aclose(self) -> None:
         """Close connections; the broker goes on."""
+        if self._quiet is not None:
+            await self._quiet.aclose()
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)

@@ -31,6 +31,7 @@ from jupyter_gpumarket.api import (
 from jupyter_gpumarket.api.openapi import document
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.models import LeaseRequest, Owner, Record
+from jupyter_gpumarket.server.now import Now, look
 
 if TYPE_CHECKING:
     from jupyter_gpumarket.client import AsyncClient
@@ -116,6 +117,10 @@ async def _openapi(_door: Door, _call: Call) -> dict[str, Any]:
 
 async def _health(door: Door, _call: Call) -> BrokerInfo:
     return await door.call(lambda broker: broker.health())
+
+
+async def _now(door: Door, call: Call) -> Now:
+    return await look(door, start=bool(call.number("start", 0)))
 
 
 async def _defaults(door: Door, call: Call) -> Defaults:
@@ -245,6 +250,7 @@ def _spending(path: str, act: Any, answer: Any, summary: str, *, body: Any) -> R
 ROUTES: tuple[Route, ...] = (
     _reading("/openapi.json", _openapi, Any, "This document"),
     _reading("/health", _health, BrokerInfo, "Who the broker is; starts it when none runs"),
+    _reading("/now", _now, Now, "All that is rented and owed; starts a broker only with start=1", query=("start",)),
     _reading("/defaults", _defaults, Defaults, "What a rental form starts with"),
     _reading("/marketplaces", _marketplaces, list[MarketplaceInfo], "The marketplaces, usable or not"),
     _searching("/offers", _offers, OfferList, "What can be rented now", body=OfferSearch),
