@@ -121,15 +121,17 @@ class LiumMarketplace:
         fresh = next((row for row in await self._listed(offer.gpu_raw) if row.offer_id == offer.offer_id), None)
         if fresh is None:
             raise OfferGone(f"{NAME}: the node {node} is not free any more")
-        query: dict[str, str | int] = {"hours": 1, **({"gpu_count": count} if count else {})}
+        query: dict[str, str | int] = {"hours": 1, "volume_gb": "0.0", "backup_gb": "0.0"}
+        if count:
+            query["gpu_count"] = count
         rate: JobQuote | None = await self._http.call(
             "GET", f"/api/executors/{node}/quote", JobQuote, query=query, absent=NOT_THERE
         )
         if rate is None:
             raise OfferGone(f"{NAME}: there is no node {node} any more")
-        template = self._options.template_id or await self._template(fresh)
+        template = await self._template(fresh)
         price = price_nusd(NAME, rate.price_per_hour)
-        extra = {**fresh.extra, "template_id": template}
+        extra = {**fresh.extra, "template_id": template.id, "encrypted": template.supports_volume_encryption}
         return Quote(
             marketplace=NAME,
             offer=msgspec.structs.replace(fresh, price_nusd_hour=price, extra=extra),
@@ -149,7 +151,7 @@ class LiumMarketplace:
             "volume_id": None,
             "user_public_key": [ssh_public_key.strip()],
             "initial_port_count": None,
-            "enable_volume_encryption": False,
+            "enable_volume_encryption": quote.offer.extra["encrypted"],
             "backup_log_id": None,
             "restore_path": None,
             "enable_backups": False,
@@ -256,17 +258,21 @@ class LiumMarketplace:
             for count in node.counts()
         ]
 
-    async def _template(self, offer: Offer) -> str:
-        """The image that Lium recommends for a node: its own pick for GPU and driver, else the newest PyTorch."""
-        query: dict[str, str | int] = {"gpu_model": offer.gpu_raw, "driver_version": str(offer.extra.get("driver", ""))}
-        images: tuple[DefaultImage, ...] = await self._http.call(
-            "GET", "/api/executors/default-docker-image", tuple[DefaultImage, ...], query=query
-        )
+    async def _template(self, offer: Offer) -> Template:
+        """The one that was set, or what Lium recommends for a node: its pick for GPU and driver, else PyTorch."""
+        wanted = self._options.template_id
+        images: tuple[DefaultImage, ...] = ()
+        if not wanted:
+            query = {"gpu_model": offer.gpu_raw, "driver_version": str(offer.extra.get("driver", ""))}
+            images = await self._http.call(
+                "GET", "/api/executors/default-docker-image", tuple[DefaultImage, ...], query=query
+            )
         templates: tuple[Template, ...] = await self._http.call("GET", "/api/templates", tuple[Template, ...])
-        chosen = recommended(images, templates)
+        same = (each for each in templates if each.id == wanted)
+        chosen = next(same, None) if wanted else recommended(images, templates)
         if chosen is None:
-            raise Permanent(NAME, "it lists no template to start a pod with; set template_id")
-        return chosen.id
+            raise Permanent(NAME, f"it lists no template {wanted}".strip() + "; set template_id to one that it lists")
+        return chosen
 
 
 def offer_of(node: Executor, count: int, price_per_gpu: Decimal, seen_ms: int) -> Offer:

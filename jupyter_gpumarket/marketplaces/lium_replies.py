@@ -110,6 +110,7 @@ class Template(Reply, frozen=True, kw_only=True):
     docker_image: str | None = None
     docker_image_tag: str | None = None
     category: str | None = None
+    supports_volume_encryption: bool = False
 
 
 class Rented(Reply, frozen=True, kw_only=True):

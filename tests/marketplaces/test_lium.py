@@ -17,7 +17,7 @@ from jupyter_gpumarket.marketplaces.lium_replies import DefaultImage, Template
 from jupyter_gpumarket.models import OfferQuery, PriceKind, RentalStatus, Tier
 from jupyter_gpumarket.money import MS_PER_HOUR, usd
 from jupyter_gpumarket.simulator.faults import Fault, FaultBoard
-from jupyter_gpumarket.simulator.lium import LiumStandIn
+from jupyter_gpumarket.simulator.lium import TEMPLATE, LiumStandIn
 from jupyter_gpumarket.simulator.yard import Yard
 from tests.marketplaces.contract import MarketplaceContract, World, new_label
 from tests.marketplaces.troubled import Trouble
@@ -291,3 +291,21 @@ def test_the_recommended_image_wins_then_the_newest_pytorch() -> None:
     assert recommended((), (other, old, new)) is new
     assert recommended((), (other,)) is other
     assert recommended((wish,), ()) is None
+
+
+async def test_a_template_that_was_set_is_used_or_named(stand: Standing) -> None:
+    """Its encryption is what the listing says; one that is not listed is named before anything is rented."""
+    for wanted in (TEMPLATE["id"], "no-such-template"):
+        options = LiumOptions(url=stand.server.url, calls_per_s=1000, template_id=wanted)
+        market = LiumMarketplace(options, Secret(stand.world.secret))
+        offer = (await market.offers(OfferQuery()))[0]
+        if wanted == TEMPLATE["id"]:
+            assert (await market.quote(offer)).offer.extra == {
+                "driver": "570.86.15",
+                "template_id": wanted,
+                "encrypted": True,
+            }
+        else:
+            with pytest.raises(Permanent, match="no-such-template"):
+                await market.quote(offer)
+        await market.aclose()
