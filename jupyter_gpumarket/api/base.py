@@ -6,7 +6,7 @@ import msgspec
 
 from jupyter_gpumarket.models import Record
 
-API_VERSION = 1
+API_VERSION = 2
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

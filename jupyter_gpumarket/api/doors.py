@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from jupyter_gpumarket.api.base import Request
 from jupyter_gpumarket.api.nodes import NodeView
+from jupyter_gpumarket.api.offers import Baseline, OfferFigures, Samples
 from jupyter_gpumarket.models import (
     Balance,
     Budget,
@@ -35,13 +36,20 @@ class BrokerInfo(Record, frozen=True, kw_only=True):
 
 
 class OfferSearch(Request, frozen=True, kw_only=True):
-    """POST /v1/offers: which offers, for which job, in which order."""
+    """POST /v1/offers: which offers, for which job, in which order.
+
+    The job is `hours` of work with `disk_gib` of disk (None: what the offer has), `in_gib` fetched and `out_gib` sent.
+    """
 
     query: OfferQuery = OfferQuery()
     hours: float = 1.0
+    disk_gib: float | None = None
+    in_gib: float = 0.0
+    out_gib: float = 0.0
     sort: str = "price"
     refresh: bool = False
     limit: int = 1000
+    samples: Samples = "no"
 
 
 class FilterStep(Record, frozen=True, kw_only=True):
@@ -63,11 +71,16 @@ class MarketplaceStatus(Record, frozen=True, kw_only=True):
 
 
 class OfferList(Record, frozen=True, kw_only=True):
-    """The answer to `OfferSearch`; `steps` explains what was filtered away."""
+    """The answer to `OfferSearch`; `steps` explains what was filtered away.
+
+    `figures` has one entry for each of `offers`, in their order; `baselines` one for each GPU model among them.
+    """
 
     offers: list[Offer]
     statuses: list[MarketplaceStatus]
     steps: list[FilterStep] = []
+    figures: list[OfferFigures] = []
+    baselines: list[Baseline] = []
 
 
 class ReleaseRequest(Request, frozen=True, kw_only=True):

@@ -64,6 +64,8 @@ log = logging.getLogger(__name__)
 
 MAX_ID_CHARS = 128
 BALANCE_TIMEOUT_S = 5.0
+MAX_HOURS = 365 * 24
+MAX_GIB = 1_000_000
 ENDING = ENDED_STATES | {LeaseState.DRAINING, LeaseState.RELEASING, LeaseState.RELEASE_UNCONFIRMED}
 
 
@@ -169,6 +171,12 @@ class Service:
         """What can be rented now."""
         if not 0 < search.limit <= 100_000:
             raise InvalidField("limit must lie between 1 and 100000", name="limit")
+        if not 0 < search.hours <= MAX_HOURS:
+            raise InvalidField("hours must lie between 0 and one year", name="hours")
+        for name in ("disk_gib", "in_gib", "out_gib"):
+            if not 0 <= (getattr(search, name) or 0) <= MAX_GIB:
+                raise InvalidField(f"{name} must lie between 0 and {MAX_GIB:,}", name=name)
+        _check_query(search.query)
         return await self._parts.catalogue.search(search)
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────

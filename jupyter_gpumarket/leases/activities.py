@@ -112,12 +112,13 @@ class Activities:
             for machine in self._world.store.machines()
             if machine.last_bad_ms is not None and machine.last_bad_ms >= since_ms
         )
+        query, hours = lease.request.query, lease.request.max_s / 3600
         try:
-            return await self._world.offers.candidates(lease.request.query, exclude=tried | bad)
+            return await self._world.offers.candidates(query, exclude=tried | bad, hours=hours)
         except NoMatchingOffer:
             if not bad - tried:
                 raise
-        return await self._world.offers.candidates(lease.request.query, exclude=tried)
+        return await self._world.offers.candidates(query, exclude=tried, hours=hours)
 
     async def _first_firm(self, lease: Lease, offers: list[Offer]) -> tuple[Quote | None, list[str], bool]:
         """The first offer with a firm, fitting quote, locked; why others were not taken; whether waiting may help."""

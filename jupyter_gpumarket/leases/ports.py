@@ -46,8 +46,10 @@ class LeaseStore(Protocol):
 class OfferSource(Protocol):
     """The catalogue of offers."""
 
-    async def candidates(self, query: OfferQuery, *, exclude: frozenset[tuple[str, str]]) -> list[Offer]:
-        """Fitting offers, best first, without the (marketplace, machine_id) pairs in `exclude`.
+    async def candidates(
+        self, query: OfferQuery, *, exclude: frozenset[tuple[str, str]], hours: float = 1.0
+    ) -> list[Offer]:
+        """Fitting offers, best first for a job of `hours`, without the (marketplace, machine_id) pairs in `exclude`.
 
         Raises:
             NoMatchingOffer: names the filter that removed the last candidates.

@@ -1,4 +1,4 @@
-"""Filters and order over a frame of offers, and the story of what each filter removed. Pure; no I/O.
+"""Filters over a frame of offers, and the story of what each filter removed. Pure; no I/O.
 
 A query becomes a list of named polars expressions, applied in turn, so that the answer to "why is there nothing?" is
 the name of the filter that removed the last candidates.
@@ -6,19 +6,19 @@ the name of the filter that removed the last candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import polars as pl
 
 from jupyter_gpumarket.api import FilterStep
-from jupyter_gpumarket.errors import BadRequest, NoMatchingOffer
-from jupyter_gpumarket.models import TIER_ORDER, Machine, Offer, OfferQuery
+from jupyter_gpumarket.errors import NoMatchingOffer
+from jupyter_gpumarket.models import TIER_ORDER, Offer, OfferQuery, PriceKind
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.offers.gpus import VRAM_TOLERANCE, canonical
 from jupyter_gpumarket.offers.grammar import GpuWish, parse
-
-SORTS = ("price", "price_per_gpu", "price_per_vram", "vram", "total")
+from jupyter_gpumarket.offers.job import MIB, Known, boot_seconds, own_failure_ppm, reliability_ppm
+from jupyter_gpumarket.offers.regions import countries, prefixes
 
 _SCHEMA: dict[str, type[pl.DataType]] = {
     "row": pl.Int64,
@@ -28,17 +28,26 @@ _SCHEMA: dict[str, type[pl.DataType]] = {
     "gpu_count": pl.Int64,
     "vram_gib": pl.Float64,
     "price_nusd_hour": pl.Int64,
-    "storage_nusd_hour": pl.Int64,
+    "quantum_s": pl.Int64,
+    "minimum_s": pl.Int64,
+    "storage_nusd_gib_hour": pl.Int64,
+    "ingress_nusd_gib": pl.Int64,
+    "egress_nusd_gib": pl.Int64,
     "fee_nusd": pl.Int64,
+    "disk_mib": pl.Int64,
+    "boot_s": pl.Int64,
     "region": pl.String,
     "country": pl.String,
     "tier": pl.Int64,
-    "kind": pl.String,
+    "is_spot": pl.Boolean,
     "cpu_cores": pl.Int64,
     "memory_gib": pl.Float64,
     "disk_gib": pl.Float64,
+    "reliability_ppm": pl.Int64,
+    "own_failure_ppm": pl.Int64,
     "trouble": pl.Int64,
 }
+NOBODY = Known()
 
 
 def with_canonical_gpu(offer: Offer) -> Offer:
@@ -49,9 +58,11 @@ def with_canonical_gpu(offer: Offer) -> Offer:
     return msgspec.structs.replace(offer, gpu=canonical(offer.gpu_raw, offer.vram_gib or None))
 
 
-def frame(offers: Sequence[Offer], machines: Sequence[Machine] = ()) -> pl.DataFrame:
+def frame(offers: Sequence[Offer], known: Mapping[tuple[str, str], Known] | None = None) -> pl.DataFrame:
     """One row per offer, `row` being its place in `offers`; `trouble` is our own bad record with that machine."""
-    trouble = {(m.marketplace, m.machine_id): max(0, m.bad - m.good) for m in machines}
+    known = known or {}
+    ours = [known.get((o.marketplace, o.machine_id), NOBODY) for o in offers]
+    bills = [o.billing for o in offers]
     return pl.DataFrame(
         {
             "row": range(len(offers)),
@@ -61,16 +72,24 @@ def frame(offers: Sequence[Offer], machines: Sequence[Machine] = ()) -> pl.DataF
             "gpu_count": [o.gpu_count for o in offers],
             "vram_gib": [o.vram_gib for o in offers],
             "price_nusd_hour": [o.price_nusd_hour for o in offers],
-            "storage_nusd_hour": [int(o.billing.storage_nusd_gib_hour * o.disk_gib) for o in offers],
-            "fee_nusd": [o.billing.fee_nusd for o in offers],
+            "quantum_s": [max(1, b.quantum_s) for b in bills],
+            "minimum_s": [b.minimum_s for b in bills],
+            "storage_nusd_gib_hour": [b.storage_nusd_gib_hour for b in bills],
+            "ingress_nusd_gib": [b.ingress_nusd_gib for b in bills],
+            "egress_nusd_gib": [b.egress_nusd_gib for b in bills],
+            "fee_nusd": [b.fee_nusd for b in bills],
+            "disk_mib": [round(o.disk_gib * MIB) for o in offers],
+            "boot_s": [boot_seconds(o, k) for o, k in zip(offers, ours, strict=True)],
             "region": [o.region for o in offers],
             "country": [o.country for o in offers],
             "tier": [TIER_ORDER.index(o.tier) for o in offers],
-            "kind": [o.kind.value for o in offers],
+            "is_spot": [o.kind is PriceKind.SPOT for o in offers],
             "cpu_cores": [o.cpu_cores for o in offers],
             "memory_gib": [o.memory_gib for o in offers],
             "disk_gib": [o.disk_gib for o in offers],
-            "trouble": [trouble.get((o.marketplace, o.machine_id), 0) for o in offers],
+            "reliability_ppm": [reliability_ppm(o) for o in offers],
+            "own_failure_ppm": [own_failure_ppm(k.good, k.bad) for k in ours],
+            "trouble": [max(0, k.bad - k.good) for k in ours],
         },
         schema=_SCHEMA,
     )
@@ -117,7 +136,7 @@ def _memory_conditions(wish: GpuWish, query: OfferQuery) -> list[tuple[str, pl.E
 def _price_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
     found = []
     if query.kind is not None:
-        found.append((f"{query.kind.value.replace('_', '-')} price", pl.col("kind") == query.kind.value))
+        found.append((f"{query.kind.value.replace('_', '-')} price", pl.col("is_spot") == (query.kind is PriceKind.SPOT)))
     if query.max_price_nusd_hour is not None:
         shown = format_usd(query.max_price_nusd_hour)
         found.append((f"price <= {shown}/h", pl.col("price_nusd_hour") <= query.max_price_nusd_hour))
@@ -130,15 +149,25 @@ def _place_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
         names = ", ".join(query.marketplaces)
         found.append((f"marketplace {names}", pl.col("marketplace").is_in(list(query.marketplaces))))
     if query.region:
-        wanted = query.region.casefold()
-        place = (pl.col("region") + " " + pl.col("country")).str.to_lowercase()
-        found.append((f"region {query.region}", place.str.contains(wanted, literal=True)))
+        found.append((f"region {query.region}", _in_place(query.region)))
     if query.tier is not None:
         found.append((f"tier >= {query.tier.value}", pl.col("tier") >= TIER_ORDER.index(query.tier)))
     for name, least in (("cpu_cores", query.cpu_cores), ("memory_gib", query.memory_gib), ("disk_gib", query.disk_gib)):
         if least:
             found.append((f"{name} >= {least:g}", pl.col(name) >= least))
     return found
+
+
+def _in_place(wanted: str) -> pl.Expr:
+    region = pl.col("region").str.to_lowercase()
+    codes = countries(wanted)
+    if codes is None:
+        place = region + " " + pl.col("country").str.to_lowercase()
+        return place.str.contains(wanted.casefold(), literal=True)
+    there = pl.col("country").str.to_uppercase().is_in(codes)
+    for beginning in prefixes(wanted):
+        there = there | ((pl.col("country") == "") & region.str.starts_with(beginning))
+    return there
 
 
 def narrowed(table: pl.DataFrame, query: OfferQuery) -> tuple[pl.DataFrame, list[FilterStep]]:
@@ -149,30 +178,6 @@ def narrowed(table: pl.DataFrame, query: OfferQuery) -> tuple[pl.DataFrame, list
         table = table.filter(condition)
         steps.append(FilterStep(filter=name, before=before, after=table.height))
     return table, steps
-
-
-def ordered(table: pl.DataFrame, sort: str, hours: float) -> pl.DataFrame:
-    """Best first. Machines that failed us lately come last; ties go to more memory, then to a stable order.
-
-    Raises:
-        BadRequest: no such order.
-    """
-    if sort not in SORTS:
-        raise BadRequest(f"sort: {sort!r} is not one of {', '.join(SORTS)}")
-    gpus = pl.max_horizontal(pl.col("gpu_count"), 1)
-    total = (pl.col("price_nusd_hour") + pl.col("storage_nusd_hour")) * hours + pl.col("fee_nusd")
-    key = {
-        "price": pl.col("price_nusd_hour"),
-        "price_per_gpu": pl.col("price_nusd_hour") // gpus,
-        "price_per_vram": pl.col("price_nusd_hour") / (pl.col("vram_gib") * gpus),
-        "vram": -pl.col("vram_gib"),
-        "total": total,
-    }[sort]
-    return table.with_columns(key.alias("key")).sort(
-        ["trouble", "key", "vram_gib", "cpu_cores", "marketplace", "machine_id", "row"],
-        descending=[False, False, True, True, False, False, False],
-        nulls_last=True,
-    )
 
 
 def nothing_fits(steps: Sequence[FilterStep], offered: int) -> NoMatchingOffer:

@@ -188,7 +188,9 @@ class FakeOffers:
     def __init__(self, *markets: FakeMarket) -> None:
         self._markets = markets
 
-    async def candidates(self, query: OfferQuery, *, exclude: frozenset[tuple[str, str]]) -> list[Offer]:
+    async def candidates(
+        self, query: OfferQuery, *, exclude: frozenset[tuple[str, str]], hours: float = 1.0
+    ) -> list[Offer]:
         found = [o for market in self._markets for o in await market.offers(query)]
         fitting = [o for o in found if (o.marketplace, o.machine_id) not in exclude]
         if not fitting:
