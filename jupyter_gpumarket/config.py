@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         broker_idle_s: the broker stops itself after so long without a lease and without a call.
         project: the project that charges are booked on, unless a magic says otherwise.
         trust: marketplaces whose nodes are the user's own and may be trusted with results and display.
+        public_lists: show the public lists of marketplaces without an account too; they are asked over the internet.
         marketplaces: per marketplace its own options, such as `url`.
     """
 
@@ -74,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     broker_idle_s: float = 600.0
     project: str = ""
     trust: tuple[str, ...] = ()
+    public_lists: bool = True
     marketplaces: dict[str, dict[str, Any]] = {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Protocol
 
@@ -14,7 +13,6 @@ from jupyter_gpumarket.offers import PriceBook, parse
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 120.0
 MOST_SEARCHES = 50
 MAX_NAME = 64
 
@@ -33,17 +31,6 @@ class Alerts:
         self._catalogue = catalogue
         self._clock = clock
         self._found: dict[str, Alert] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._task = asyncio.create_task(self._run(), name="gpumarket-alerts")
-
-    async def aclose(self) -> None:
-        """End looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     def views(self) -> list[SearchView]:
         """All saved searches with what they last found."""
@@ -77,14 +64,13 @@ class Alerts:
         self._found.pop(name, None)
         return self.views()
 
-    async def _run(self) -> None:
-        while True:
-            for search in self._book.searches():
-                try:
-                    await self._look(search)
-                except GpuMarketError as error:
-                    log.warning("the saved search %s: %s", search.name, error)
-            await self._clock.sleep(LOOK_EVERY_S)
+    async def look(self) -> None:
+        """Look for all of them."""
+        for search in self._book.searches():
+            try:
+                await self._look(search)
+            except GpuMarketError as error:
+                log.warning("the saved search %s: %s", search.name, error)
 
     async def _look(self, search: SavedSearch) -> None:
         listed = await self._catalogue.search(OfferSearch(query=search.query, limit=1))

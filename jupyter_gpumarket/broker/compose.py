@@ -8,15 +8,17 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jupyter_gpumarket import config
+from jupyter_gpumarket.broker.alerts import Alerts
 from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.closing import Closing
 from jupyter_gpumarket.broker.clusters import Clusters
 from jupyter_gpumarket.broker.facts import FactIntake
 from jupyter_gpumarket.broker.logs import Redactor
+from jupyter_gpumarket.broker.machines import MachineMemory
 from jupyter_gpumarket.broker.purse import Purse
 from jupyter_gpumarket.broker.service import Parts, Service
 from jupyter_gpumarket.broker.web import TokenBook
@@ -26,7 +28,8 @@ from jupyter_gpumarket.errors import MissingCredentials
 from jupyter_gpumarket.journal import Journal
 from jupyter_gpumarket.leases import KeyStore, LeaseEngine, Policy
 from jupyter_gpumarket.marketplaces import registry
-from jupyter_gpumarket.offers import Catalogue
+from jupyter_gpumarket.models import Offer
+from jupyter_gpumarket.offers import Catalogue, PriceBook, summed_up
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Broker:
                 await self.parts.clusters.aclose()
                 for marketplace in self.parts.marketplaces.values():
                     await marketplace.aclose()
+                await self.parts.catalogue.aclose()
+        self.parts.prices.close()
         self.parts.journal.close()
 
 
@@ -70,7 +75,20 @@ def compose(folders: Folders, *, tokens: TokenBook, redactor: Redactor, url: str
     journal = Journal.open(settings.journal or f"sqlite:///{folders.journal_file}", clock)
     try:
         marketplaces = registry.build(settings, folders)
-        catalogue = Catalogue(marketplaces, clock, journal.machines)
+        prices = PriceBook(folders.state / "prices.sqlite")
+
+        def listed(name: str, offers: Sequence[Offer]) -> None:
+            now_ms = clock.now_ms()
+            prices.note(summed_up(name, offers, now_ms), now_ms)
+
+        catalogue = Catalogue(
+            marketplaces,
+            clock,
+            journal.machines,
+            records=MachineMemory(journal).records,
+            readers=registry.readers(settings),
+            listed=listed,
+        )
         clusters = Clusters(folders=folders, clock=clock, tokens=tokens, redactor=redactor, broker_url=url)
         engine = LeaseEngine(
             store=journal,
@@ -97,6 +115,8 @@ def compose(folders: Folders, *, tokens: TokenBook, redactor: Redactor, url: str
             purse=Purse(books=books, engine=engine, clusters=clusters, clock=clock),
             closing=Closing(journal=journal, books=books, marketplaces=marketplaces, clock=clock),
             facts=FactIntake(store=journal, engine=engine, clock=clock),
+            prices=prices,
+            alerts=Alerts(book=prices, catalogue=catalogue, clock=clock),
             stop=stop,
         )
     except BaseException:

@@ -39,6 +39,7 @@ EXIT_ALREADY_RUNNING = 75  # EX_TEMPFAIL; doors know it
 CLOSE_TIMEOUT_S = 10.0
 UPKEEP_EVERY_S = 1.0
 KEEP_ALIVE_EVERY_S = 3.0
+SEARCH_EVERY_S = 120.0
 IDLE_EVERY_S = 1.0
 
 
@@ -219,6 +220,7 @@ def _beats(broker: Broker, folders: Folders, stop: asyncio.Event) -> list[Corout
         _beat("watching the budgets", WATCH_EVERY_S, watch_money),
         _beat("closing the books", UPKEEP_EVERY_S, close_books),
         _beat("keeping cluster processes alive", KEEP_ALIVE_EVERY_S, keep_clusters),
+        _beat("looking for saved searches", SEARCH_EVERY_S, parts.alerts.look),
         _beat("looking whether anything is left to do", IDLE_EVERY_S, end_when_idle),
     ]
 

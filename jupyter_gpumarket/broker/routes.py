@@ -11,6 +11,7 @@ from jupyter_gpumarket.api import (
     ClusterAccess,
     CostList,
     CostQuery,
+    DropSearch,
     ExtendRequest,
     FactBatch,
     FactReceipt,
@@ -20,11 +21,15 @@ from jupyter_gpumarket.api import (
     OfferList,
     OfferSearch,
     Orphan,
+    PriceHistory,
+    PriceQuery,
     ReconcileQuery,
     Reconciliation,
     ReleaseRequest,
     RunCost,
     RunWish,
+    SavedSearch,
+    SearchView,
 )
 from jupyter_gpumarket.api.openapi import document
 from jupyter_gpumarket.api.requests import Forbidden
@@ -53,6 +58,22 @@ async def _marketplaces(service: Service, _call: Call) -> list[MarketplaceInfo]:
 
 async def _offers(service: Service, call: Call) -> OfferList:
     return await service.offers(call.body)
+
+
+async def _prices(service: Service, call: Call) -> PriceHistory:
+    return await service.prices(call.body)
+
+
+async def _searches(service: Service, _call: Call) -> list[SearchView]:
+    return await service.searches()
+
+
+async def _keep_search(service: Service, call: Call) -> list[SearchView]:
+    return await service.keep_search(call.body)
+
+
+async def _drop_search(service: Service, call: Call) -> list[SearchView]:
+    return await service.drop_search(call.body.name)
 
 
 async def _wish(service: Service, call: Call) -> LeaseView:
@@ -132,6 +153,10 @@ ROUTES: tuple[Route, ...] = (
     _route("POST", "/v1/shutdown", _shutdown, dict[str, str], "End the broker; leases go on"),
     _route("GET", "/v1/marketplaces", _marketplaces, list[MarketplaceInfo], "The marketplaces, usable or not"),
     _route("POST", "/v1/offers", _offers, OfferList, "What can be rented now", body=OfferSearch),
+    _route("POST", "/v1/prices", _prices, PriceHistory, "How prices were", body=PriceQuery),
+    _route("GET", "/v1/searches", _searches, list[SearchView], "Saved searches and what they last found"),
+    _route("PUT", "/v1/searches", _keep_search, list[SearchView], "Save a search", body=SavedSearch),
+    _route("POST", "/v1/searches/drop", _drop_search, list[SearchView], "Forget a saved search", body=DropSearch),
     _route("POST", "/v1/leases", _wish, LeaseView, "Rent a node", body=LeaseRequest),
     _route("GET", "/v1/leases", _leases, list[LeaseView], "Open leases, or all", query=("all", "nodes")),
     _route(

@@ -30,12 +30,17 @@ from jupyter_gpumarket.api import (
     OfferList,
     OfferSearch,
     Orphan,
+    PriceHistory,
+    PriceQuery,
     Reconciliation,
     RunCost,
     RunWish,
+    SavedSearch,
+    SearchView,
 )
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.broker import names
+from jupyter_gpumarket.broker.alerts import Alerts
 from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.closing import Closing, rentals_of
 from jupyter_gpumarket.broker.clusters import Clusters
@@ -59,6 +64,7 @@ from jupyter_gpumarket.models import (
     Scope,
 )
 from jupyter_gpumarket.money import MAX_NUSD
+from jupyter_gpumarket.offers import PriceBook
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +90,7 @@ class Catalogue(Protocol):
     """The offers."""
 
     async def search(self, search: OfferSearch) -> OfferList: ...
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +109,8 @@ class Parts:
     purse: Purse
     closing: Closing
     facts: FactIntake
+    prices: PriceBook
+    alerts: Alerts
     stop: Callable[[], None]
 
 
@@ -178,6 +187,23 @@ class Service:
                 raise InvalidField(f"{name} must lie between 0 and {MAX_GIB:,}", name=name)
         _check_query(search.query)
         return await self._parts.catalogue.search(search)
+
+    async def prices(self, query: PriceQuery) -> PriceHistory:
+        """How prices were."""
+        return PriceHistory(points=self._parts.prices.points(query))
+
+    async def searches(self) -> list[SearchView]:
+        """The saved searches."""
+        return self._parts.alerts.views()
+
+    async def keep_search(self, search: SavedSearch) -> list[SearchView]:
+        """Save a search, and look at once."""
+        _check_query(search.query)
+        return await self._parts.alerts.keep(search)
+
+    async def drop_search(self, name: str) -> list[SearchView]:
+        """Forget a saved search."""
+        return self._parts.alerts.drop(name)
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

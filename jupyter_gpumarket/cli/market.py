@@ -99,7 +99,10 @@ def rent(arguments: argparse.Namespace) -> int:
     settings = load_settings(folders())
     request = _lease_request(arguments, settings)
     with connect() as client:
-        found = client.offers(OfferSearch(query=request.query, refresh=True, limit=1))
+        best = OfferSearch(
+            query=request.query, hours=request.max_s / 3600, sort="cost_to_finish", refresh=True, limit=1
+        )
+        found = client.offers(best)
         if not found.offers:
             refuse_nothing(found)
         if settings.ask and not arguments.yes and not _agreed(found.offers[0], request):

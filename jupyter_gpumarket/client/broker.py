@@ -15,6 +15,7 @@ from jupyter_gpumarket.api import (
     ClusterAccess,
     CostList,
     CostQuery,
+    DropSearch,
     ExtendRequest,
     JournalLine,
     LeaseView,
@@ -22,11 +23,15 @@ from jupyter_gpumarket.api import (
     OfferList,
     OfferSearch,
     Orphan,
+    PriceHistory,
+    PriceQuery,
     ReconcileQuery,
     Reconciliation,
     ReleaseRequest,
     RunCost,
     RunWish,
+    SavedSearch,
+    SearchView,
 )
 from jupyter_gpumarket.client import start as starting
 from jupyter_gpumarket.client.cluster import AsyncClusterClient
@@ -70,6 +75,31 @@ class AsyncClient:
     async def offers(self, search: OfferSearch | None = None) -> OfferList:
         """What can be rented now."""
         found: OfferList = await self._call("POST", "/v1/offers", OfferList, body=search or OfferSearch())
+        return found
+
+    async def prices(self, query: PriceQuery | None = None) -> PriceHistory:
+        """How prices were, hour by hour, as far as this broker has seen them."""
+        found: PriceHistory = await self._call("POST", "/v1/prices", PriceHistory, body=query or PriceQuery())
+        return found
+
+    async def searches(self) -> list[SearchView]:
+        """The saved searches, and what each last found."""
+        found: list[SearchView] = await self._call("GET", "/v1/searches", list[SearchView])
+        return found
+
+    async def keep_search(self, search: SavedSearch) -> list[SearchView]:
+        """Save a search under its name. Returns all."""
+        found: list[SearchView] = await self._call("PUT", "/v1/searches", list[SearchView], body=search)
+        return found
+
+    async def drop_search(self, name: str) -> list[SearchView]:
+        """Forget a saved search. Returns all that are left.
+
+        Raises:
+            BadRequest: there is none with this name.
+        """
+        body = DropSearch(name=name)
+        found: list[SearchView] = await self._call("POST", "/v1/searches/drop", list[SearchView], body=body)
         return found
 
     async def wish(self, request: LeaseRequest) -> LeaseView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,12 +20,16 @@ from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One marketplace: what `[marketplaces.<name>]` takes, whether it needs a key, and how it is made of both."""
+    """One marketplace: what `[marketplaces.<name>]` takes, whether it needs a key, and how it is made of both.
+
+    `lists_without_key`: anybody may read its list, so that it can be shown before there is an account.
+    """
 
     name: str
     options: type[msgspec.Struct]
     needs_key: bool
     factory: Callable[[Any, Secret], Marketplace]
+    lists_without_key: bool = False
 
 
 MARKETPLACES: tuple[Entry, ...] = (
@@ -44,6 +49,19 @@ def build(settings: Settings, folders: Folders, environment: Mapping[str, str] |
 def skipped(settings: Settings, folders: Folders, environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The marketplaces that cannot be used, and settings that name none, each with its reason and the way out."""
     return _made(settings, folders, environment)[1]
+
+
+def readers(settings: Settings) -> dict[str, Marketplace]:
+    """Marketplaces whose list anybody may read, made without a key: good for `offers` and for nothing else."""
+    if not settings.public_lists:
+        return {}
+    found: dict[str, Marketplace] = {}
+    for entry in MARKETPLACES:
+        if entry.lists_without_key:
+            with contextlib.suppress(msgspec.ValidationError):
+                options = msgspec.convert(settings.marketplaces.get(entry.name, {}), entry.options)
+                found[entry.name] = entry.factory(options, Secret(""))
+    return found
 
 
 def _made(

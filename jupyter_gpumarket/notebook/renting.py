@@ -46,13 +46,15 @@ class Cancelled(KeyboardInterrupt):
 
 
 def best_offers(notebook: Notebook, wish: Wish, limit: int = 5) -> OfferList:
-    """The cheapest offers that fit.
+    """The offers that fit, cheapest for the whole job first, as the broker will take them.
 
     Raises:
         NoMatchingOffer: none; names the filter that removed the last ones.
         ConfigError: no marketplace is set up, or none answers; says how to start one.
     """
-    found = notebook.client.offers(OfferSearch(query=wish.query, hours=wish.max_s / 3600, sort="price", limit=limit))
+    found = notebook.client.offers(
+        OfferSearch(query=wish.query, hours=wish.max_s / 3600, sort="cost_to_finish", limit=limit)
+    )
     if not found.offers:
         refuse_nothing(found)
     return found

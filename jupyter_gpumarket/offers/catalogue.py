@@ -88,9 +88,10 @@ class Catalogue:
         if search.samples == "yes" or (search.samples == "auto" and not set(self._marketplaces) - OWN):
             shown = await self._showcase.all(query, refresh=search.refresh)
             statuses += [self._shown_status(one) for one in shown]
-        offers = [offer for part in (*parts.values(), *shown) for offer in part.offers]
+        lists = [*parts.values(), *(one.part for one in shown)]
+        offers = [offer for part in lists for offer in part.offers]
         records = self._records()
-        table, steps = narrowed(self._frame([*parts.values(), *[one.part for one in shown]], offers, records), query)
+        table, steps = narrowed(self._frame(lists, offers, records), query)
         job = Job.of(
             hours=search.hours,
             disk_gib=search.disk_gib if search.disk_gib is not None else query.disk_gib,

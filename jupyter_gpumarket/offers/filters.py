@@ -136,7 +136,8 @@ def _memory_conditions(wish: GpuWish, query: OfferQuery) -> list[tuple[str, pl.E
 def _price_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
     found = []
     if query.kind is not None:
-        found.append((f"{query.kind.value.replace('_', '-')} price", pl.col("is_spot") == (query.kind is PriceKind.SPOT)))
+        words = f"{query.kind.value.replace('_', '-')} price"
+        found.append((words, pl.col("is_spot") == (query.kind is PriceKind.SPOT)))
     if query.max_price_nusd_hour is not None:
         shown = format_usd(query.max_price_nusd_hour)
         found.append((f"price <= {shown}/h", pl.col("price_nusd_hour") <= query.max_price_nusd_hour))

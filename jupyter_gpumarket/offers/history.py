@@ -100,7 +100,9 @@ class PriceBook:
     def keep(self, search: SavedSearch) -> None:
         """Save a search, in place of one with its name."""
         with self._file:
-            self._file.execute("INSERT OR REPLACE INTO search VALUES (?, ?)", (search.name, msgspec.json.encode(search)))
+            self._file.execute(
+                "INSERT OR REPLACE INTO search VALUES (?, ?)", (search.name, msgspec.json.encode(search))
+            )
 
     def drop(self, name: str) -> bool:
         """Forget a search; whether there was one."""

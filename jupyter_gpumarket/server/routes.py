@@ -15,6 +15,7 @@ from jupyter_gpumarket.api import (
     BudgetView,
     CostList,
     CostQuery,
+    DropSearch,
     ExtendRequest,
     JournalLine,
     LeaseView,
@@ -23,10 +24,14 @@ from jupyter_gpumarket.api import (
     OfferList,
     OfferSearch,
     Orphan,
+    PriceHistory,
+    PriceQuery,
     ReconcileQuery,
     Reconciliation,
     ReleaseRequest,
     RunCost,
+    SavedSearch,
+    SearchView,
 )
 from jupyter_gpumarket.api.openapi import document
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
@@ -143,6 +148,22 @@ async def _offers(door: Door, call: Call) -> OfferList:
     return await door.call(lambda broker: broker.offers(call.body))
 
 
+async def _prices(door: Door, call: Call) -> PriceHistory:
+    return await door.call(lambda broker: broker.prices(call.body))
+
+
+async def _searches(door: Door, _call: Call) -> list[SearchView]:
+    return await door.call(lambda broker: broker.searches())
+
+
+async def _keep_search(door: Door, call: Call) -> list[SearchView]:
+    return await door.call(lambda broker: broker.keep_search(call.body))
+
+
+async def _drop_search(door: Door, call: Call) -> list[SearchView]:
+    return await door.call(lambda broker: broker.drop_search(call.body.name))
+
+
 async def _rent(door: Door, call: Call) -> LeaseView:
     asked: LeaseRequest = call.body
     # As the notebook's magics do it, so that budgets and reports see one user and one project.
@@ -240,6 +261,11 @@ def _searching(path: str, act: Any, answer: Any, summary: str, *, body: Any) -> 
     return Route(method="POST", path=PREFIX + path, action="read", act=act, answer=answer, summary=summary, body=body)
 
 
+def _writing(method: Literal["PUT", "POST"], path: str, act: Any, answer: Any, summary: str, *, body: Any) -> Route:
+    """What is kept, and costs nothing."""
+    return Route(method=method, path=PREFIX + path, action="write", act=act, answer=answer, summary=summary, body=body)
+
+
 def _spending(path: str, act: Any, answer: Any, summary: str, *, body: Any) -> Route:
     """What begins, prolongs or ends spending, or calls marketplaces with the user's keys for its sake."""
     return Route(
@@ -254,6 +280,10 @@ ROUTES: tuple[Route, ...] = (
     _reading("/defaults", _defaults, Defaults, "What a rental form starts with"),
     _reading("/marketplaces", _marketplaces, list[MarketplaceInfo], "The marketplaces, usable or not"),
     _searching("/offers", _offers, OfferList, "What can be rented now", body=OfferSearch),
+    _searching("/prices", _prices, PriceHistory, "How prices were", body=PriceQuery),
+    _reading("/searches", _searches, list[SearchView], "Saved searches and what they last found"),
+    _writing("PUT", "/searches", _keep_search, list[SearchView], "Save a search", body=SavedSearch),
+    _writing("POST", "/searches/drop", _drop_search, list[SearchView], "Forget a saved search", body=DropSearch),
     _spending("/leases", _rent, LeaseView, "Rent a node: the same request_id twice is one lease", body=LeaseRequest),
     _reading("/leases", _leases, list[LeaseView], "Open leases; with all=1, ended ones too", query=("all",)),
     _reading(
@@ -271,15 +301,7 @@ ROUTES: tuple[Route, ...] = (
     _reading("/runs/{run}/cost", _run_cost, RunCost, "A cell run and its share of the bill"),
     _searching("/costs", _costs, CostList, "Lines of the ledger", body=CostQuery),
     _reading("/budgets", _budgets, list[BudgetView], "All budgets, with what is spent and reserved"),
-    Route(
-        method="PUT",
-        path=PREFIX + "/budgets",
-        action="write",
-        act=_set_budget,
-        answer=list[BudgetView],
-        summary="Set or take away a budget",
-        body=BudgetSetting,
-    ),
+    _writing("PUT", "/budgets", _set_budget, list[BudgetView], "Set or take away a budget", body=BudgetSetting),
     _reading("/orphans", _orphans, list[Orphan], "Rentals with our label that no lease knows: they bill"),
     _spending("/reconcile", _reconcile, list[Reconciliation], "Compare bills now", body=ReconcileQuery),
 )

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from jupyter_gpumarket import client
+from jupyter_gpumarket.api import API_VERSION
 from jupyter_gpumarket.broker.process import EXIT_ALREADY_RUNNING
 from jupyter_gpumarket.client import start
 from jupyter_gpumarket.config import Folders, write_private
@@ -160,7 +161,7 @@ def test_it_stops_by_itself_when_idle(folders: Folders) -> None:
     [
         b"not json",
         b'{"url": "http://127.0.0.1:1", "token": "x", "pid": 999999}',
-        b'{"url": "http://127.0.0.1:1", "token": "x", "pid": 1, "version": "0", "api_version": 1}',
+        b'{"url": "http://127.0.0.1:1", "token": "x", "pid": 1, "version": "0", "api_version": %d}' % API_VERSION,
     ],
 )
 def test_a_stale_broker_file_is_seen_through(folders: Folders, content: bytes) -> None:
