@@ -302,6 +302,7 @@ class Lease(Record, frozen=True, kw_only=True):
     `billed_from_ms`/`billed_to_ms` span what the marketplace may charge for the current attempt.
     `attempts` holds the attempts that failed before they were ready, each with its billed span; the
     current one is in the lease's own fields and moves there when it has failed, so no time is in both.
+    `received_bytes` and `sent_bytes` are the node's own word on its traffic.
     """
 
     lease_id: str
@@ -327,6 +328,8 @@ class Lease(Record, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     reason: str = ""
     release_asks: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
     probe: dict[str, Any] = {}
     cluster_id: str = ""
 

@@ -21,11 +21,13 @@ class UseMeter:
         """`nvml` is what `start_nvml` returned."""
         self._folder = folder
         self._nvml = nvml
+        self._traffic_at_first = traffic()
         psutil.cpu_percent()
 
     def measure(self, at_ms: int) -> UseReport:
         """What the node does now. May take some ten milliseconds where there are GPUs."""
         memory = psutil.virtual_memory()
+        received, sent = (now - first for now, first in zip(traffic(), self._traffic_at_first, strict=True))
         return UseReport(
             at_ms=at_ms,
             cpu_percent=psutil.cpu_percent(),
@@ -33,6 +35,8 @@ class UseMeter:
             memory_total_gib=memory.total / GIB,
             disk_free_gib=psutil.disk_usage(str(self._folder)).free / GIB,
             gpus=self._gpus(),
+            received_bytes=max(0, received),
+            sent_bytes=max(0, sent),
         )
 
     def _gpus(self) -> tuple[GpuReport, ...]:
@@ -59,6 +63,14 @@ class UseMeter:
                     )
                 )
         return tuple(reports)
+
+
+def traffic() -> tuple[int, int]:
+    """Bytes that came and went by all of the node's network but loopback; zero where that is not told."""
+    with contextlib.suppress(OSError, RuntimeError):
+        counted = [of for name, of in psutil.net_io_counters(pernic=True).items() if not name.startswith("lo")]
+        return sum(of.bytes_recv for of in counted), sum(of.bytes_sent for of in counted)
+    return 0, 0
 
 
 def start_nvml() -> Any:

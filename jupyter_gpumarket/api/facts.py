@@ -63,6 +63,13 @@ class NodeIdle(Fact, frozen=True, kw_only=True, tag="node_idle"):
     idle_since_ms: int
 
 
+class NodeTraffic(Fact, frozen=True, kw_only=True, tag="node_traffic"):
+    """The node's own word on how much has gone through its network, in all. Some marketplaces bill that."""
+
+    received_bytes: int
+    sent_bytes: int
+
+
 class RunStarted(Fact, frozen=True, kw_only=True, tag="run_started"):
     """A cell run began on the node."""
 
@@ -78,7 +85,7 @@ class RunEnded(Fact, frozen=True, kw_only=True, tag="run_ended"):
     reason: str = ""
 
 
-AnyFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle | RunStarted | RunEnded
+AnyFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle | NodeTraffic | RunStarted | RunEnded
 
 
 class FactBatch(Request, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from jupyter_gpumarket.api import AnyFact, NodeIdle, OutputRef, RunEnded, RunStarted
+from jupyter_gpumarket.api import AnyFact, NodeIdle, NodeTraffic, OutputRef, RunEnded, RunStarted
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.records import ExpectedOutput
 from jupyter_gpumarket.cluster.runs import Run, RunStore
@@ -17,6 +17,9 @@ from jupyter_gpumarket.wire.messages import MAX_NAME_CHARS, RunStateReport
 
 MAX_TEXT = 20_000
 MAX_TRACEBACK_LINES = 200
+# So much new traffic is worth a line in the journal, or so large a part of what was told before.
+TRAFFIC_STEP_BYTES = 64 * 1024**2
+TRAFFIC_STEP_PART = 20
 
 
 class Facts(Protocol):
@@ -41,6 +44,7 @@ class RunProgress:
         self._clock = clock
         self._facts = facts
         self._clock_offset_ms: int | None = None
+        self._traffic_told = 0
         self.ready_ms: int | None = None
 
     @property
@@ -110,6 +114,17 @@ class RunProgress:
         ends = [run.state.ended_ms or 0 for run in self._runs.of_node(self._lease_id)]
         since_ms = max(self.ready_ms, *ends, 0)
         self._facts.note(NodeIdle(lease_id=self._lease_id, at_ms=self._clock.now_ms(), idle_since_ms=since_ms))
+
+    def tell_traffic(self, received_bytes: int, sent_bytes: int) -> None:
+        """Tell the broker how much has gone through the node's network, when it has become much more."""
+        total = received_bytes + sent_bytes
+        if total - self._traffic_told < max(TRAFFIC_STEP_BYTES, self._traffic_told // TRAFFIC_STEP_PART):
+            return
+        self._traffic_told = total
+        now_ms = self._clock.now_ms()
+        self._facts.note(
+            NodeTraffic(lease_id=self._lease_id, at_ms=now_ms, received_bytes=received_bytes, sent_bytes=sent_bytes)
+        )
 
     def _open(self) -> list[Run]:
         return [

@@ -334,6 +334,7 @@ class Talk:
 
     def _on_use(self, report: wire.UseReport) -> None:
         self.progress.compare_clocks(report.at_ms)
+        self.progress.tell_traffic(max(0, report.received_bytes), max(0, report.sent_bytes))
         self.use = NodeUse(
             at_ms=report.at_ms,
             cpu_percent=_finite(report.cpu_percent),

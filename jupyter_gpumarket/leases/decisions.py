@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.api import Linked, NodeFailed, NodeIdle, Probed
+from jupyter_gpumarket.api import Linked, NodeFailed, NodeIdle, NodeTraffic, Probed
 from jupyter_gpumarket.leases import terms
 from jupyter_gpumarket.leases.events import (
     Attach,
@@ -36,6 +36,8 @@ from jupyter_gpumarket.models import Attempt, Lease, LeaseGoal, LeaseState, Reco
 
 S = LeaseState
 Outcome = tuple[Lease, tuple[Instruction, ...]]
+# More than any lease moves: so that no node's word makes an amount that does not fit.
+MOST_BYTES = 2**50
 ATTACHED = (S.LINKING, S.PREPARING, S.PROBING, S.READY, S.UNREACHABLE)
 
 
@@ -264,6 +266,14 @@ def idle(lease: Lease, event: NodeIdle, at: At) -> Outcome:
     return finish(lease, LeaseGoal.RELEASED, f"no cell ran on it for {idle_ms // 60_000} min", at)
 
 
+def traffic(lease: Lease, event: NodeTraffic, _at: At) -> Outcome:
+    """Traffic in all so far: it never shrinks, whatever a node that has begun anew tells."""
+    received, sent = (min(max(0, told), MOST_BYTES) for told in (event.received_bytes, event.sent_bytes))
+    return changed(
+        lease, received_bytes=max(lease.received_bytes, received), sent_bytes=max(lease.sent_bytes, sent)
+    ), ()
+
+
 # ── towards the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -431,6 +441,8 @@ def attempt_moved(lease: Lease, reason: str, at: At) -> Lease:
         billed_from_ms=None,
         billed_to_ms=None,
         release_asks=0,
+        received_bytes=0,
+        sent_bytes=0,
         probe={},
         phases={},
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, Prepared, Probed
+from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, NodeTraffic, Prepared, Probed
 from jupyter_gpumarket.models import Quote, Record, Rental
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,8 +89,8 @@ class DeadlineReached(Record, frozen=True, kw_only=True):
     """The agreed hours, or the budget, are used up."""
 
 
-ClusterFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle
-CLUSTER_FACTS: tuple[type, ...] = (Linked, Prepared, Probed, NodeFailed, LinkLost, LinkBack, NodeIdle)
+ClusterFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle | NodeTraffic
+CLUSTER_FACTS: tuple[type, ...] = (Linked, Prepared, Probed, NodeFailed, LinkLost, LinkBack, NodeIdle, NodeTraffic)
 
 Event = (
     TakenUp

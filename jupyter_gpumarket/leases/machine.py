@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from jupyter_gpumarket.api import Fact, LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, Prepared, Probed
+from jupyter_gpumarket.api import Fact, LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, NodeTraffic, Prepared, Probed
 from jupyter_gpumarket.clock import iso_utc
 from jupyter_gpumarket.errors import InvalidTransition
 from jupyter_gpumarket.leases import decisions as d
@@ -128,6 +128,7 @@ def attached(state: LeaseState, special: Row) -> Row:
     """A node that a cluster process looks after: what may happen in each such state, and what is special to one."""
     return {
         **stay(Linked, Prepared, LinkLost, LinkBack, NodeIdle, at=state),
+        NodeTraffic: to(d.traffic, state),
         TakenUp: to(d.take_up_node, state),
         RentalSeen: to(d.seen_with_node, state, *GIVE_BACK),
         NodeFailed: to(d.node_failed, *GIVE_BACK),
@@ -181,6 +182,7 @@ UNREACHABLE = attached(
 
 DRAINING: Row = {
     **stay(*CLUSTER_FACTS, at=S.DRAINING),
+    NodeTraffic: to(d.traffic, S.DRAINING),
     TakenUp: to(d.take_up, S.DRAINING),
     Detached: to(d.detached, S.RELEASING),
     PhaseTimeUp: to(d.detached, S.RELEASING),
@@ -190,6 +192,7 @@ DRAINING: Row = {
 
 RELEASING: Row = {
     **stay(*CLUSTER_FACTS, at=S.RELEASING),
+    NodeTraffic: to(d.traffic, S.RELEASING),
     TakenUp: to(d.take_up, S.RELEASING),
     RentalSeen: to(d.seen_releasing, S.RELEASING, *NEXT),
     ReleaseUnproven: to(d.unproven, S.RELEASING, S.RELEASE_UNCONFIRMED),

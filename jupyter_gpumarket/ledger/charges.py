@@ -3,7 +3,8 @@
 How a bill is taken apart:
 
 1. The bill of an attempt is the marketplace's own rule: the billed span, rounded up to its quantum, at least its
-   minimum, times the hourly price, rounded up to the nano-dollar; plus disk and fee where it charges them.
+   minimum, times the hourly price, rounded up to the nano-dollar; plus disk, traffic (as much as the node itself has
+   told) and fee where it charges them.
 2. The span is cut wherever the set of running cells changes. The price of a piece from a to b is P(b) − P(a), where
    P(t) = price × t rounded down, at the wall time t. So pieces add up without loss, and what a cell costs depends on
    nothing but its own time and the cells beside it: not on when the lease began or will end.
@@ -39,6 +40,7 @@ from jupyter_gpumarket.models import (
 from jupyter_gpumarket.money import MS_PER_HOUR, cost_nusd, native_text, split
 
 MIB_PER_GIB = 1024
+BYTES_PER_GIB = 1024**3
 
 
 class Span(Record, frozen=True, kw_only=True):
@@ -52,6 +54,8 @@ class Span(Record, frozen=True, kw_only=True):
     to_ms: int
     ready_ms: int | None = None
     failed: bool = False
+    received_bytes: int = 0
+    sent_bytes: int = 0
     offer: Offer | None = None
 
     @property
@@ -66,12 +70,13 @@ class Bill(Record, frozen=True, kw_only=True):
     billed_ms: int
     compute_nusd: int
     storage_nusd: int
+    traffic_nusd: int
     fee_nusd: int
 
     @property
     def total_nusd(self) -> int:
         """All of it."""
-        return self.compute_nusd + self.storage_nusd + self.fee_nusd
+        return self.compute_nusd + self.storage_nusd + self.traffic_nusd + self.fee_nusd
 
 
 def bill(span: Span) -> Bill:
@@ -84,6 +89,10 @@ def bill(span: Span) -> Bill:
         billed_ms=billed_ms,
         compute_nusd=cost_nusd(span.rate_nusd_hour, billed_ms),
         storage_nusd=-(-rule.storage_nusd_gib_hour * disk_mib * billed_ms // (MIB_PER_GIB * MS_PER_HOUR)),
+        traffic_nusd=(
+            -(-rule.ingress_nusd_gib * span.received_bytes // BYTES_PER_GIB)
+            - (-rule.egress_nusd_gib * span.sent_bytes // BYTES_PER_GIB)
+        ),
         fee_nusd=rule.fee_nusd,
     )
 
@@ -121,6 +130,8 @@ def spans(lease: Lease, now_ms: int) -> list[Span]:
         to_ms=max(lease.billed_from_ms, _first(lease.billed_to_ms, lease.changed_ms) if over else now_ms),
         ready_ms=lease.ready_ms,
         failed=lease.state is LeaseState.FAILED and lease.ready_ms is None,
+        received_bytes=lease.received_bytes,
+        sent_bytes=lease.sent_bytes,
         offer=lease.offer,
     )
     return [*found, current]
@@ -175,6 +186,8 @@ def _lines(lease: Lease, span: Span, runs: Sequence[CellRun], now_ms: int) -> li
     lines += [_cell_line(lease, span, run, amount, now_ms) for run, amount in shares.values()]
     if told.storage_nusd:
         lines.append(_line(lease, span, ChargeKind.STORAGE, told.storage_nusd, (span.from_ms, span.to_ms)))
+    if told.traffic_nusd:
+        lines.append(_line(lease, span, ChargeKind.TRAFFIC, told.traffic_nusd, (span.from_ms, span.to_ms)))
     if told.fee_nusd:
         lines.append(_line(lease, span, ChargeKind.FEE, told.fee_nusd, (span.from_ms, span.from_ms)))
     return sorted(lines, key=lambda line: (line.start_ms, line.charge_id))

@@ -287,7 +287,7 @@ class GpuReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class UseReport(Message, frozen=True, kw_only=True, tag="use"):
-    """What the node does, every few seconds."""
+    """What the node does, every few seconds. Bytes: through its network, without loopback, since the agent began."""
 
     at_ms: int
     cpu_percent: float
@@ -295,6 +295,8 @@ class UseReport(Message, frozen=True, kw_only=True, tag="use"):
     memory_total_gib: float
     disk_free_gib: float
     gpus: tuple[GpuReport, ...] = ()
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class DaskReport(Message, frozen=True, kw_only=True, tag="dask"):

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from jupyter_gpumarket import codecs
-from jupyter_gpumarket.api import InputRef, NodeView
+from jupyter_gpumarket.api import InputRef, NodeTraffic, NodeView
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as wire
 
@@ -238,3 +238,27 @@ async def test_measurements_that_are_no_numbers_do_not_blind_the_view(
 
     assert view.use.cpu_percent == 0.0
     assert len(view.use.gpus) <= 64
+
+
+async def test_the_broker_hears_of_traffic_when_it_has_become_much_more(
+    cluster: ClusterUnderTest, node: FakeNode, broker: FakeBroker
+) -> None:
+    """A fact for the first 70 MB, none for one byte more, the next at twice as much."""
+    await cluster.attach(str(node.path))
+    await until(lambda: node.orders)
+    for received in (70 * 10**6, 70 * 10**6 + 1, 140 * 10**6):
+        await node.peer.send(
+            wire.UseReport(
+                at_ms=1,
+                cpu_percent=0,
+                memory_used_gib=0,
+                memory_total_gib=1,
+                disk_free_gib=1,
+                received_bytes=received,
+                sent_bytes=5,
+            )
+        )
+    await until(lambda: broker.kinds().count("NodeTraffic") >= 2)
+
+    told = [(fact.received_bytes, fact.sent_bytes) for fact in broker.facts if isinstance(fact, NodeTraffic)]
+    assert told == [(70 * 10**6, 5), (140 * 10**6, 5)]

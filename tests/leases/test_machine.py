@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, Prepared, Probed
+from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, NodeTraffic, Prepared, Probed
 from jupyter_gpumarket.errors import InvalidTransition
 from jupyter_gpumarket.leases import Policy, decisions, machine
 from jupyter_gpumarket.leases.events import (
@@ -121,6 +121,7 @@ EVENT: dict[str, Event] = {
     "link_lost": fact(LinkLost, reason="cut"),
     "link_back": fact(LinkBack, same_boot=True),
     "node_idle": fact(NodeIdle, idle_since_ms=NOW_MS - 1),
+    "node_traffic": fact(NodeTraffic, received_bytes=5_000, sent_bytes=2**60),
     "node_idle long": fact(NodeIdle, idle_since_ms=NOW_MS - 1800_000),
 }
 
@@ -190,6 +191,7 @@ booting / deadline_reached → releasing: Release
 booting / extended → booting:
 
 linking / taken_up → linking: Attach Watch
+linking / node_traffic → linking:
 linking / linked → preparing: Watch
 linking / prepared → probing: Watch
 linking / probed → ready: SetDeadline Watch Judge+
@@ -205,6 +207,7 @@ linking / deadline_reached → draining: Detach
 linking / extended → linking:
 
 preparing / taken_up → preparing: Attach Watch
+preparing / node_traffic → preparing:
 preparing / prepared → probing: Watch
 preparing / probed → ready: SetDeadline Watch Judge+
 preparing / probed otherwise → draining: Detach Judge-
@@ -217,6 +220,7 @@ preparing / deadline_reached → draining: Detach
 preparing / extended → preparing:
 
 probing / taken_up → probing: Attach Watch
+probing / node_traffic → probing:
 probing / probed → ready: SetDeadline Watch Judge+
 probing / probed otherwise → draining: Detach Judge-
 probing / node_failed → draining: Detach Judge-
@@ -232,6 +236,8 @@ ready / probed → ready:
 ready / probed otherwise → draining: Detach Judge-
 ready / link_lost → unreachable: SetDeadline Watch
 ready / node_idle → ready:
+ready / node_traffic → ready:
+draining / node_traffic → draining:
 ready / node_idle long → draining: Detach
 ready / node_failed → draining: Detach Judge-
 ready / rental_seen → ready:
@@ -245,6 +251,7 @@ ready / extended → ready: SetDeadline
 unreachable / taken_up → unreachable: Attach SetDeadline Watch
 unreachable / probed → unreachable:
 unreachable / probed otherwise → draining: Detach Judge-
+unreachable / node_traffic → unreachable:
 unreachable / link_back → ready: SetDeadline Watch
 unreachable / node_failed → draining: Detach Judge-
 unreachable / rental_seen → unreachable:
@@ -261,6 +268,7 @@ draining / rental_seen gone → draining:
 draining / release_asked → draining:
 draining ending / release_asked → draining:
 
+releasing / node_traffic → releasing:
 releasing / taken_up → releasing: Release
 releasing / rental_seen → releasing:
 releasing / rental_seen gone → quoting: FindOffer
@@ -398,6 +406,15 @@ def test_the_marketplaces_own_begin_counts_where_it_tells_one(told_ms: int, coun
     after, _ = machine.advance(before, seen, POLICY, NOW_MS)
 
     assert (after.billed_from_ms, after.deadline_ms) == (counted_ms, before.deadline_ms)
+
+
+def test_traffic_is_counted_until_the_books_close_and_never_shrinks() -> None:
+    """What a node that began anew tells is not more than before; absurd amounts are cut to one that fits."""
+    once, _ = machine.advance(lease_in(S.READY, received_bytes=9_000), EVENT["node_traffic"], POLICY, NOW_MS)
+    late, _ = machine.advance(given("releasing ending"), EVENT["node_traffic"], POLICY, NOW_MS)
+
+    assert (once.received_bytes, once.sent_bytes) == (9_000, 2**50)
+    assert late.received_bytes == 5_000
 
 
 def test_what_was_not_rented_is_not_billed() -> None:

@@ -80,6 +80,8 @@ billings = st.builds(
     quantum_s=st.sampled_from([0, 1, 60, 3600]),
     minimum_s=st.sampled_from([0, 1, 600, 3600]),
     storage_nusd_gib_hour=st.sampled_from([0, 137, 10**6]),
+    ingress_nusd_gib=st.sampled_from([0, 7, 10**7]),
+    egress_nusd_gib=st.sampled_from([0, 11, 10**7]),
     fee_nusd=st.sampled_from([0, 1, 10**7]),
 )
 
@@ -122,5 +124,7 @@ def leases(draw: st.DrawFn) -> Lease:
         billed_from_ms=draw(st.none() | moments),
         billed_to_ms=draw(st.none() | moments),
         ready_ms=draw(st.none() | moments),
+        received_bytes=draw(st.integers(0, 2**50)),
+        sent_bytes=draw(st.integers(0, 2**50)),
         changed_ms=draw(moments),
     )

@@ -116,6 +116,19 @@ def test_a_line_keeps_its_native_amount_with_the_rate_it_was_made_by() -> None:
     assert told == [("0.022222222", "AKT", "0.45", "the console", START_MS - 5)]
 
 
+def test_traffic_costs_by_direction_where_the_marketplace_bills_it() -> None:
+    """2 GiB in at $0.01 and half a GiB out at $0.04, beside the time; nothing where it is free."""
+    billing = Billing(ingress_nusd_gib=usd("0.01"), egress_nusd_gib=usd("0.04"))
+    moved = {"received_bytes": 2 * 1024**3, "sent_bytes": 1024**3 // 2}
+    ended = {"state": LeaseState.RELEASED, "billed_to_ms": START_MS + 100_000}
+
+    billed = lease_charges(lease(billing=billing, **moved, **ended), [], START_MS + HOUR_MS)
+    free = lease_charges(lease(**moved, **ended), [], START_MS + HOUR_MS)
+
+    assert by_kind(billed)["traffic"] == usd("0.04")
+    assert "traffic" not in by_kind(free)
+
+
 def test_two_cells_share_only_the_time_they_overlap() -> None:
     """a runs 60–100 s, b 80–120 s: each has 20 s alone and half of 20 s together."""
     lines = lease_charges(lease(), [run("a", 60, 100), run("b", 80, 120)], START_MS + 120_000)
