@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from jupyter_gpumarket import config
 from jupyter_gpumarket.api import LeaseView, OfferSearch
+from jupyter_gpumarket.cleaning.text import clean_text, one_line
 from jupyter_gpumarket.clock import in_words, iso_utc
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import ENDED_RUNS, ENDED_STATES, RunStatus, Scope
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook import renting
-from jupyter_gpumarket.notebook.cleaning.text import clean_text, one_line
 from jupyter_gpumarket.notebook.costline import CostLine, gpu_words, place_of
 from jupyter_gpumarket.notebook.doctor import examine
 from jupyter_gpumarket.notebook.following import Followed

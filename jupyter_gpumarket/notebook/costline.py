@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from jupyter_gpumarket.api import RunCost
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.clock import Clock, in_words
 from jupyter_gpumarket.models import Lease, RunStatus
 from jupyter_gpumarket.money import cost_nusd, format_usd
-from jupyter_gpumarket.notebook.cleaning.text import one_line
 from jupyter_gpumarket.notebook.stage import Stage, as_html
 
 UPDATE_EVERY_S = 0.5

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from jupyter_gpumarket import __version__, config
 from jupyter_gpumarket.api import BrokerInfo
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.clock import in_words, iso_utc
 from jupyter_gpumarket.errors import GpuMarketError
 from jupyter_gpumarket.money import format_usd
-from jupyter_gpumarket.notebook.cleaning.text import one_line
 from jupyter_gpumarket.notebook.kernel import Notebook
 
 OK, TROUBLE, NOTE = "ok", "TROUBLE", "note"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jupyter_gpumarket.api import RunView
+from jupyter_gpumarket.cleaning.messages import clean_failure
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.errors import GpuMarketError, NodeError, RemoteError
 from jupyter_gpumarket.models import RunStatus
-from jupyter_gpumarket.notebook.cleaning.messages import clean_failure
-from jupyter_gpumarket.notebook.cleaning.text import one_line
 
 
 class RemoteInterrupt(KeyboardInterrupt):

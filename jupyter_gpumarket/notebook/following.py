@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable
 
 from jupyter_gpumarket.api import MessageBatch, RunView
-from jupyter_gpumarket.client import ClusterClient
-from jupyter_gpumarket.clock import Clock, in_words
-from jupyter_gpumarket.errors import BrokerUnavailable, Unreachable
-from jupyter_gpumarket.models import ENDED_RUNS, RunStatus
-from jupyter_gpumarket.notebook.cleaning.messages import (
+from jupyter_gpumarket.cleaning.messages import (
     Clear,
     MessageCleaner,
     Shown,
     Truncated,
     coalesce,
 )
-from jupyter_gpumarket.notebook.cleaning.text import one_line
+from jupyter_gpumarket.cleaning.text import one_line
+from jupyter_gpumarket.client import ClusterClient
+from jupyter_gpumarket.clock import Clock, in_words
+from jupyter_gpumarket.errors import BrokerUnavailable, Unreachable
+from jupyter_gpumarket.models import ENDED_RUNS, RunStatus
 from jupyter_gpumarket.notebook.costline import CostLine, Place, live_text
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.stage import Stage

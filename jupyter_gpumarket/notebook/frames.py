@@ -7,9 +7,9 @@ from decimal import Decimal
 
 import polars as pl
 
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.models import Charge, Offer
 from jupyter_gpumarket.money import format_usd
-from jupyter_gpumarket.notebook.cleaning.text import one_line
 from jupyter_gpumarket.notebook.stage import Table
 
 # Nine places hold a nano-dollar exactly; 28 digits in all hold every int64 amount.

@@ -6,6 +6,7 @@ import secrets
 from typing import NoReturn
 
 from jupyter_gpumarket.api import LeaseView, MarketplaceStatus, OfferList, OfferSearch
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.clock import in_words
 from jupyter_gpumarket.errors import (
     BadRequest,
@@ -18,7 +19,6 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.models import ENDED_STATES, Lease, LeaseRequest, LeaseState, Offer, Owner
 from jupyter_gpumarket.money import cost_nusd, format_usd
-from jupyter_gpumarket.notebook.cleaning.text import one_line
 from jupyter_gpumarket.notebook.costline import CostLine
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.kernel import Notebook

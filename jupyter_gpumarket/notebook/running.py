@@ -7,11 +7,11 @@ import secrets
 from typing import Any, NamedTuple
 
 from jupyter_gpumarket.api import RunCost, RunRequest, RunView, RunWish
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.errors import BadRequest, GpuMarketError
 from jupyter_gpumarket.models import Lease, LeaseState, Owner
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook import renting
-from jupyter_gpumarket.notebook.cleaning.text import one_line
 from jupyter_gpumarket.notebook.costline import CostLine, final_text, place_of
 from jupyter_gpumarket.notebook.failures import error_of
 from jupyter_gpumarket.notebook.fitting import misfit

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.notebook.cleaning import Clear, Display, Failure, Shown, Stream, Truncated
+from jupyter_gpumarket.cleaning import Clear, Display, Failure, Shown, Stream, Truncated
 
 
 def as_html(text: str) -> str:

@@ -11,10 +11,10 @@ import msgspec
 
 from jupyter_gpumarket import codecs
 from jupyter_gpumarket.api import InputRef, RunView
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import ClusterClient
 from jupyter_gpumarket.clock import Clock, in_words
 from jupyter_gpumarket.errors import BadRequest, CodecError, GpuMarketError
-from jupyter_gpumarket.notebook.cleaning.text import one_line
 from jupyter_gpumarket.notebook.stage import Stage
 
 LARGE_BYTES = 8 * 1024 * 1024

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from jupyter_gpumarket.notebook.cleaning import clean_bundle
-from jupyter_gpumarket.notebook.cleaning.html import clean_html
+from jupyter_gpumarket.cleaning import clean_bundle
+from jupyter_gpumarket.cleaning.html import clean_html
 from tests.notebook.hostile import HTML, SVG
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

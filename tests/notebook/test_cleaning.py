@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from jupyter_gpumarket.notebook.cleaning.bundles import clean_bundle
-from jupyter_gpumarket.notebook.cleaning.formulas import clean_latex, clean_markdown
-from jupyter_gpumarket.notebook.cleaning.html import clean_html, is_public_link
-from jupyter_gpumarket.notebook.cleaning.images import PNG_MAGIC, Unfit, check, clean_image
-from jupyter_gpumarket.notebook.cleaning.structure import clean_json, clean_vega_lite
-from jupyter_gpumarket.notebook.cleaning.svg import clean_svg
-from jupyter_gpumarket.notebook.cleaning.text import StreamText, clean_text, collapse_overwritten, one_line
+from jupyter_gpumarket.cleaning.bundles import clean_bundle
+from jupyter_gpumarket.cleaning.formulas import clean_latex, clean_markdown
+from jupyter_gpumarket.cleaning.html import clean_html, is_public_link
+from jupyter_gpumarket.cleaning.images import PNG_MAGIC, Unfit, check, clean_image
+from jupyter_gpumarket.cleaning.structure import clean_json, clean_vega_lite
+from jupyter_gpumarket.cleaning.svg import clean_svg
+from jupyter_gpumarket.cleaning.text import StreamText, clean_text, collapse_overwritten, one_line
 from tests.notebook.hostile import HTML, LATEX, MARKDOWN, SVG, TEXT, harms
 
 # ── HTML ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyter_gpumarket.notebook.cleaning.html import clean_html
-from jupyter_gpumarket.notebook.cleaning.images import Unfit, check
-from jupyter_gpumarket.notebook.cleaning.messages import (
+from jupyter_gpumarket.cleaning.html import clean_html
+from jupyter_gpumarket.cleaning.images import Unfit, check
+from jupyter_gpumarket.cleaning.messages import (
     MAX_DISPLAYS,
     Clear,
     Display,
@@ -24,8 +24,8 @@ from jupyter_gpumarket.notebook.cleaning.messages import (
     clean_failure,
     coalesce,
 )
-from jupyter_gpumarket.notebook.cleaning.svg import clean_svg
-from jupyter_gpumarket.notebook.cleaning.text import StreamText, clean_text
+from jupyter_gpumarket.cleaning.svg import clean_svg
+from jupyter_gpumarket.cleaning.text import StreamText, clean_text
 from tests.notebook.fakes import shown
 from tests.notebook.hostile import HTML, SVG, harms
 

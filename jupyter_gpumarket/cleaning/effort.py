@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from jupyter_gpumarket.notebook.cleaning.images import Unfit
-from jupyter_gpumarket.notebook.cleaning.text import words
+from jupyter_gpumarket.cleaning.images import Unfit
+from jupyter_gpumarket.cleaning.text import words
 
 MAX_HTML_CHARS = 4_000_000
 SMALL_CHARS = 30_000

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.notebook.cleaning.bundles import clean_bundle
-from jupyter_gpumarket.notebook.cleaning.text import StreamText, clean_text, collapse_overwritten, one_line
+from jupyter_gpumarket.cleaning.bundles import clean_bundle
+from jupyter_gpumarket.cleaning.text import StreamText, clean_text, collapse_overwritten, one_line
 
 MAX_DISPLAYS = 2_000
 MAX_DISPLAY_IDS = 1_000

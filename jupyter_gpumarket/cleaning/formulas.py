@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from jupyter_gpumarket.notebook.cleaning.images import Unfit
-from jupyter_gpumarket.notebook.cleaning.text import without_colours, words
+from jupyter_gpumarket.cleaning.images import Unfit
+from jupyter_gpumarket.cleaning.text import without_colours, words
 
 MAX_CHARS = 50_000
 MAX_BRACES = 40

@@ -6,8 +6,8 @@ Pure functions of bytes and text: no I/O, no clock, no IPython. `messages.Messag
 messages; the other modules each know one format.
 """
 
-from jupyter_gpumarket.notebook.cleaning.bundles import CleanBundle, clean_bundle
-from jupyter_gpumarket.notebook.cleaning.messages import (
+from jupyter_gpumarket.cleaning.bundles import CleanBundle, clean_bundle
+from jupyter_gpumarket.cleaning.messages import (
     Clear,
     Display,
     Failure,
@@ -16,7 +16,7 @@ from jupyter_gpumarket.notebook.cleaning.messages import (
     Stream,
     Truncated,
 )
-from jupyter_gpumarket.notebook.cleaning.text import clean_text
+from jupyter_gpumarket.cleaning.text import clean_text
 
 __all__ = [
     "CleanBundle",

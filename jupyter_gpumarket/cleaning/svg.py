@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from xml.parsers import expat
 
-from jupyter_gpumarket.notebook.cleaning.images import Unfit
-from jupyter_gpumarket.notebook.cleaning.text import words
+from jupyter_gpumarket.cleaning.images import Unfit
+from jupyter_gpumarket.cleaning.text import words
 
 MAX_SVG_CHARS = 4_000_000
 MAX_ELEMENTS = 200_000

@@ -9,12 +9,12 @@ import html as escaping
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jupyter_gpumarket.notebook.cleaning.formulas import clean_latex, clean_markdown
-from jupyter_gpumarket.notebook.cleaning.html import clean_html, left_out
-from jupyter_gpumarket.notebook.cleaning.images import CHECKS, Unfit, clean_image
-from jupyter_gpumarket.notebook.cleaning.structure import clean_json, clean_vega_lite
-from jupyter_gpumarket.notebook.cleaning.svg import clean_svg
-from jupyter_gpumarket.notebook.cleaning.text import clean_text, one_line
+from jupyter_gpumarket.cleaning.formulas import clean_latex, clean_markdown
+from jupyter_gpumarket.cleaning.html import clean_html, left_out
+from jupyter_gpumarket.cleaning.images import CHECKS, Unfit, clean_image
+from jupyter_gpumarket.cleaning.structure import clean_json, clean_vega_lite
+from jupyter_gpumarket.cleaning.svg import clean_svg
+from jupyter_gpumarket.cleaning.text import clean_text, one_line
 
 MAX_TEXT_CHARS = 1_000_000
 MAX_TYPES = 20

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import nh3
 
-from jupyter_gpumarket.notebook.cleaning.effort import refuse_too_much
-from jupyter_gpumarket.notebook.cleaning.images import CHECKS, Unfit, clean_image
-from jupyter_gpumarket.notebook.cleaning.text import without_colours, words
+from jupyter_gpumarket.cleaning.effort import refuse_too_much
+from jupyter_gpumarket.cleaning.images import CHECKS, Unfit, clean_image
+from jupyter_gpumarket.cleaning.text import without_colours, words
 
 TAGS = words(
     """

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jupyter_gpumarket.notebook.cleaning.images import Unfit
-from jupyter_gpumarket.notebook.cleaning.text import without_colours, words
+from jupyter_gpumarket.cleaning.images import Unfit
+from jupyter_gpumarket.cleaning.text import without_colours, words
 
 MAX_ITEMS = 200_000
 MAX_DEPTH = 40
