@@ -143,7 +143,8 @@ class Activities:
         """A quote that may be taken; or why not, and whether that may pass."""
         try:
             market = self._world.marketplace(offer.marketplace)
-            quote = await self._world.call(market.name, market.quote(offer))
+            patience_s = self._world.policy.auction_s if market.capabilities.auction else None
+            quote = await self._world.call(market.name, market.quote(offer), patience_s)
         except (OfferGone, Permanent) as error:
             return None, str(error), False
         except MarketplaceError as error:

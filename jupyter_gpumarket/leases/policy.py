@@ -27,6 +27,7 @@ class Policy(Record, frozen=True, kw_only=True):
         idle_s: a ready node that ran no cell for so long is released; 0 for never.
         rent_timeout_s: after so long without an answer a create call counts as unknown, and the label is looked for.
         call_timeout_s: the same for calls that cost nothing.
+        auction_s: how long a quote may take where it is an auction's bid.
         clean_lists: how many complete listings without our label prove that nothing was rented.
         absent_grace_s: how far apart these are, beyond the marketplace's own listing lag.
         poll_boot_s, poll_ready_s: how often a rental is looked at while it boots, and later.
@@ -46,6 +47,7 @@ class Policy(Record, frozen=True, kw_only=True):
     idle_s: int = 1800
     rent_timeout_s: float = 120
     call_timeout_s: float = 30
+    auction_s: float = 75
     clean_lists: int = 2
     absent_grace_s: float = 15
     poll_boot_s: float = 2

@@ -11,6 +11,7 @@ import msgspec
 
 from jupyter_gpumarket.config import Folders, Secret, Settings, credential
 from jupyter_gpumarket.errors import ConfigError
+from jupyter_gpumarket.marketplaces.akash import AkashMarketplace, AkashOptions
 from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
@@ -38,6 +39,9 @@ MARKETPLACES: tuple[Entry, ...] = (
     Entry(name="runpod", options=RunpodOptions, needs_key=True, factory=RunpodMarketplace),
     Entry(name="lium", options=LiumOptions, needs_key=True, factory=LiumMarketplace),
     Entry(name="primeintellect", options=PrimeOptions, needs_key=True, factory=PrimeMarketplace),
+    Entry(
+        name="akash", options=AkashOptions, needs_key=True, factory=AkashMarketplace, lists_without_key=True
+    ),
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class Document:
         file = next((file for file in files if file.exists()), None)
         if file is None:
             pytest.skip(f"the API document {name} is not here")
-        self._whole = yaml.safe_load(file.read_text("utf-8"))
+        self._whole = with_nulls(yaml.safe_load(file.read_text("utf-8")))
         self.differences: set[tuple[str, str, str, str]] = set()
         self.checked: set[tuple[str, str, int]] = set()
 
@@ -72,6 +72,18 @@ class Document:
             for name in part["$ref"].removeprefix("#/").split("/"):
                 found = found[name]
         return dict(found)
+
+
+def with_nulls(part: Any) -> Any:
+    """The same document where `nullable`, which JSON Schema does not know, is said by the type."""
+    if isinstance(part, list):
+        return [with_nulls(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    whole = {name: with_nulls(one) for name, one in part.items()}
+    if whole.get("nullable") is True and isinstance(whole.get("type"), str):
+        whole["type"] = [whole["type"], "null"]
+    return whole
 
 
 def fits(template: str, path: str) -> bool:
