@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         idle_minutes: release a node that ran no cell for so long; 0 for never.
         journal: SQLAlchemy URL of the journal; empty: SQLite in the state folder.
         broker_idle_s: the broker stops itself after so long without a lease and without a call.
+        keep_days: how long output of cells on ended leases is kept on this machine, days; 0 for ever.
         project: the project that charges are booked on, unless a magic says otherwise.
         trust: marketplaces whose nodes are the user's own and may be trusted with results and display.
         public_lists: show the public lists of marketplaces without an account too; they are asked over the internet.
@@ -73,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idle_minutes: float = 30.0
     journal: str = ""
     broker_idle_s: float = 600.0
+    keep_days: float = 30.0
     project: str = ""
     trust: tuple[str, ...] = ()
     public_lists: bool = True
@@ -113,7 +115,11 @@ class Folders(msgspec.Struct, frozen=True):
 
     def cluster(self, cluster_id: str) -> Path:
         """A cluster process's own folder: `cluster.json` (URL and token), log, `runs/`, `blobs/`."""
-        return private_folder(self.state / "clusters" / cluster_id)
+        return private_folder(self.clusters / cluster_id)
+
+    @property
+    def clusters(self) -> Path:
+        return self.state / "clusters"
 
 
 def folders(environment: Mapping[str, str] | None = None) -> Folders:
@@ -202,6 +208,8 @@ def _check(settings: Settings, source: str) -> None:
             raise ConfigError(f"{source}: {name}: {error}") from None
     if not 0 < settings.hours <= 24 * 365:
         raise ConfigError(f"{source}: hours = {settings.hours:g}: above 0 and at most a year")
+    if not 0 <= settings.keep_days < float("inf"):
+        raise ConfigError(f"{source}: keep_days = {settings.keep_days:g}: a number of days, or 0 for ever")
 
 
 def credential(marketplace: str, where: Folders, environment: Mapping[str, str] | None = None) -> Secret:

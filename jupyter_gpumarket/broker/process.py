@@ -26,9 +26,11 @@ from jupyter_gpumarket import __version__, config
 from jupyter_gpumarket.api import API_VERSION
 from jupyter_gpumarket.broker.compose import Broker, compose
 from jupyter_gpumarket.broker.logs import Redactor, open_log
+from jupyter_gpumarket.broker.pruning import prune
 from jupyter_gpumarket.broker.purse import WATCH_EVERY_S
 from jupyter_gpumarket.broker.routes import ROUTES
 from jupyter_gpumarket.broker.web import MAX_BODY_BYTES, Gate, TokenBook, answer_of, application
+from jupyter_gpumarket.clock import SystemClock
 from jupyter_gpumarket.config import Folders, private_folder, write_private
 from jupyter_gpumarket.errors import ConfigError, GpuMarketError
 
@@ -140,6 +142,10 @@ async def _live(folders: Folders, redactor: Redactor) -> None:
         server.add_sockets(sockets)
         await broker.start()
         _announce(folders, url, tokens)
+        journal, days = broker.parts.journal, broker.settings.keep_days
+        await asyncio.to_thread(
+            prune, folders.clusters, journal.leases(), now_ms=SystemClock().now_ms(), keep_days=days
+        )
         log.info("broker %s (API %d) runs, pid %d, at %s", __version__, API_VERSION, os.getpid(), url)
         async with asyncio.TaskGroup() as tasks:
             beats = [tasks.create_task(beat) for beat in _beats(broker, folders, stop)]
