@@ -115,6 +115,7 @@ class OfferQuery(Record, frozen=True, kw_only=True):
     """What a user looks for. `gpu` is the grammar `names:memory:count`: "H100|A100:80GB", "24GB..80GB", "L40S:48GB:2".
 
     `gpu` of None takes anything, also machines without a GPU; "any" takes any GPU; "none" only CPU machines.
+    `offer_id` takes this one offer alone, which somebody chose from a list; with its marketplace in `marketplaces`.
     """
 
     gpu: str | None = None
@@ -128,6 +129,7 @@ class OfferQuery(Record, frozen=True, kw_only=True):
     cpu_cores: int | None = None
     memory_gib: float | None = None
     disk_gib: float | None = None
+    offer_id: str | None = None
 
 
 # ── rentals: what a marketplace says ─────────────────────────────────────────────────────────────────────────────────

@@ -3,15 +3,28 @@
  * a federated extension of) and the widget for notebooks anywhere (one ES module in the Python package).
  */
 import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 
-import { build } from 'esbuild';
+import { build, transform } from 'esbuild';
+
+/** Style sheets as text, without their comments and white space. */
+const sheets = {
+  name: 'sheets',
+  setup: ({ onLoad }) =>
+    onLoad({ filter: /\.css$/ }, async ({ path }) => {
+      const { code } = await transform(await readFile(path, 'utf8'), { loader: 'css', minify: true });
+      return { contents: code, loader: 'text' };
+    })
+};
 
 const common = {
   bundle: true,
   format: 'esm',
   target: 'es2022',
   minify: true,
-  loader: { '.css': 'text' },
+  plugins: [sheets],
+  // We draw with `render` and define no elements, so the classes for elements stay out.
+  alias: { lit: 'lit-html' },
   legalComments: 'none',
   logLevel: 'warning'
 };

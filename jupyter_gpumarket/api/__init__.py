@@ -19,6 +19,7 @@ from jupyter_gpumarket.api.clusters import (
     RunRequest,
     RunView,
 )
+from jupyter_gpumarket.api.columns import OfferColumns
 from jupyter_gpumarket.api.dask import DaskRetire, DaskTasks, DaskView, DaskWish, DaskWorkerView
 from jupyter_gpumarket.api.doors import (
     BrokerInfo,
@@ -114,6 +115,7 @@ __all__ = [
     "NodeTraffic",
     "NodeUse",
     "NodeView",
+    "OfferColumns",
     "OfferFigures",
     "OfferList",
     "OfferSearch",

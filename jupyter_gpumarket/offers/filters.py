@@ -23,6 +23,7 @@ from jupyter_gpumarket.offers.regions import countries, prefixes
 _SCHEMA: dict[str, type[pl.DataType]] = {
     "row": pl.Int64,
     "marketplace": pl.String,
+    "offer_id": pl.String,
     "machine_id": pl.String,
     "gpu": pl.String,
     "gpu_count": pl.Int64,
@@ -67,6 +68,7 @@ def frame(offers: Sequence[Offer], known: Mapping[tuple[str, str], Known] | None
         {
             "row": range(len(offers)),
             "marketplace": [o.marketplace for o in offers],
+            "offer_id": [o.offer_id for o in offers],
             "machine_id": [o.machine_id for o in offers],
             "gpu": [o.gpu for o in offers],
             "gpu_count": [o.gpu_count for o in offers],
@@ -149,6 +151,8 @@ def _place_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
     if query.marketplaces:
         names = ", ".join(query.marketplaces)
         found.append((f"marketplace {names}", pl.col("marketplace").is_in(list(query.marketplaces))))
+    if query.offer_id is not None:
+        found.append((f"offer {query.offer_id}", pl.col("offer_id") == query.offer_id))
     if query.region:
         found.append((f"region {query.region}", _in_place(query.region)))
     if query.tier is not None:

@@ -12,7 +12,7 @@ from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Float, Unicode
 
 from jupyter_gpumarket import config
-from jupyter_gpumarket.api import OfferList
+from jupyter_gpumarket.api import OfferColumns, OfferList
 from jupyter_gpumarket.errors import GpuMarketError
 from jupyter_gpumarket.server.door import Door
 from jupyter_gpumarket.server.events import Bus
@@ -110,10 +110,10 @@ class GpuMarketApp(ExtensionApp):
         if self._watch is None:
             self._watch = self._new_watch()
         self._watch.used(look_now=route.changes)
-        if isinstance(answer, OfferList):
+        if isinstance(answer, OfferList | OfferColumns):
             self._offers_seen(answer)
 
-    def _offers_seen(self, found: OfferList) -> None:
+    def _offers_seen(self, found: OfferList | OfferColumns) -> None:
         """Tell that the list is fresher; not that it was read, or two pages would call each other for ever."""
         ages_s = [status.age_s for status in found.statuses if status.ok]
         if not ages_s:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,7 @@ from jupyter_gpumarket.api import (
     LeaseView,
     MarketplaceInfo,
     NodeView,
+    OfferColumns,
     OfferList,
     OfferSearch,
     Orphan,
@@ -33,6 +36,7 @@ from jupyter_gpumarket.api import (
     SavedSearch,
     SearchView,
 )
+from jupyter_gpumarket.api.columns import columns
 from jupyter_gpumarket.api.openapi import document
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.models import LeaseRequest, Owner, Record
@@ -146,6 +150,12 @@ async def _marketplaces(door: Door, _call: Call) -> list[MarketplaceInfo]:
 
 async def _offers(door: Door, call: Call) -> OfferList:
     return await door.call(lambda broker: broker.offers(call.body))
+
+
+async def _offer_columns(door: Door, call: Call) -> OfferColumns:
+    found = await door.call(lambda broker: broker.offers(call.body))
+    # In a thread: for a long list this takes a good part of a second, in which the server must serve others.
+    return await asyncio.to_thread(columns, found, now_ms=time.time_ns() // 1_000_000)
 
 
 async def _prices(door: Door, call: Call) -> PriceHistory:
@@ -280,6 +290,7 @@ ROUTES: tuple[Route, ...] = (
     _reading("/defaults", _defaults, Defaults, "What a rental form starts with"),
     _reading("/marketplaces", _marketplaces, list[MarketplaceInfo], "The marketplaces, usable or not"),
     _searching("/offers", _offers, OfferList, "What can be rented now", body=OfferSearch),
+    _searching("/offers/columns", _offer_columns, OfferColumns, "The same, by column", body=OfferSearch),
     _searching("/prices", _prices, PriceHistory, "How prices were", body=PriceQuery),
     _reading("/searches", _searches, list[SearchView], "Saved searches and what they last found"),
     _writing("PUT", "/searches", _keep_search, list[SearchView], "Save a search", body=SavedSearch),

@@ -1,4 +1,5 @@
 /** The one module that asks the server. It knows routes and errors; how a request travels is told by `Send`. */
+import type { OfferColumns } from './offers/columns';
 import type {
   BudgetSetting,
   BudgetView,
@@ -86,6 +87,11 @@ export class Api {
 
   offers(search: OfferSearch): Promise<OfferList> {
     return this.ask<OfferList>('POST', 'offers', search);
+  }
+
+  /** The same by column, for lists of any length. */
+  offerColumns(search: OfferSearch): Promise<OfferColumns> {
+    return this.ask<OfferColumns>('POST', 'offers/columns', search);
   }
 
   rent(request: LeaseRequest): Promise<LeaseView> {

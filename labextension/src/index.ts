@@ -12,7 +12,7 @@ import type { Desk } from './desk';
 import { surroundings } from './lab';
 import { Live } from './live';
 import { Model } from './model';
-import { OffersTab } from './panes';
+import { OffersTab } from './offers-tab';
 import type { Pane, TabName } from './panel';
 import { Panel } from './panel';
 import { USUAL, preferences } from './settings';
@@ -41,7 +41,13 @@ function activate(
   function newPanel(): Panel {
     const nothing: Pane = { draw: () => undefined, setVisible: () => undefined, dispose: () => undefined };
     const panes = {
-      offers: (host: HTMLElement): Pane => new OffersTab(host, api, () => ({ words, currency: desk.preferences.currency })),
+      offers: (host: HTMLElement): Pane =>
+        new OffersTab(host, {
+          api,
+          manner: () => ({ words, currency: desk.preferences.currency }),
+          preferences: () => desk.preferences,
+          rented: () => live.soon()
+        }),
       running: () => nothing,
       costs: () => nothing
     };

@@ -91,6 +91,8 @@ export interface OfferQuery {
   readonly cpu_cores?: number | null;
   readonly memory_gib?: number | null;
   readonly disk_gib?: number | null;
+  /** This one offer alone; with its marketplace in `marketplaces`. */
+  readonly offer_id?: string | null;
 }
 
 export interface OfferSearch {
@@ -99,6 +101,7 @@ export interface OfferSearch {
   readonly sort?: string;
   readonly refresh?: boolean;
   readonly limit?: number;
+  readonly samples?: 'no' | 'auto' | 'yes';
 }
 
 export interface FilterStep {

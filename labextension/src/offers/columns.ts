@@ -5,28 +5,14 @@
  * milliseconds. Money stays exact: nano-dollars in a `Float64Array` hold every integer below 2^53 (9 million dollars
  * an hour), and what is larger is refused when it enters.
  */
+import type { Billing, MarketplaceStatus, NativePrice } from '../types';
+
+export type { Billing };
 
 /** Texts that repeat: row `i` says `names[codes[i]]`. */
 export interface Texts {
   names: string[];
   codes: number[];
-}
-
-export interface Billing {
-  quantum_s: number;
-  minimum_s: number;
-  storage_nusd_gib_hour: number;
-  ingress_nusd_gib: number;
-  egress_nusd_gib: number;
-  fee_nusd: number;
-}
-
-export interface NativePrice {
-  amount_hour: string;
-  currency: string;
-  rate: string;
-  source: string;
-  rate_ms: number;
 }
 
 /** What we ourselves have seen of a machine. */
@@ -49,14 +35,6 @@ export interface Baseline {
   region: string;
   date: string;
   source: string;
-}
-
-export interface MarketplaceStatus {
-  marketplace: string;
-  ok: boolean;
-  offers: number;
-  age_s: number;
-  message: string;
 }
 
 /** `POST /gpumarket/offers/columns`, field by field as in `jupyter_gpumarket/api/columns.py`. */

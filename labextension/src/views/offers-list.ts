@@ -1,6 +1,5 @@
 /** The list of offers: a summary, the order, and as many lines as can be seen; all others are empty space. */
 import { html, nothing, type TemplateResult } from 'lit';
-import { repeat } from 'lit/directives/repeat.js';
 import { age, money, oneLine, rate } from '../format';
 import { textAt } from '../offers/columns';
 import { jobPrice } from '../offers/job';
@@ -191,11 +190,7 @@ function lines(props: ListProps): TemplateResult {
     @keydown=${props.onKey}
   >
     <div role="presentation" class="gm-Offers-space" style="height:${window.heightPx}px">
-      ${repeat(
-        seen,
-        place => place,
-        place => line(props, place, linePx)
-      )}
+      ${seen.map(place => line(props, place, linePx))}
     </div>
   </div>`;
 }

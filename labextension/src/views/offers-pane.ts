@@ -15,7 +15,7 @@ import { details } from './offer-details';
 import { countFilters, filters, search, type FiltersProps } from './offers-filters';
 import { LINE_PX, WIDE_LINE_PX, list, summary, type ListProps } from './offers-list';
 import type { Manner } from './parts';
-import { rentDialog } from './rent-dialog';
+import { openDialogs, rentDialog } from './rent-dialog';
 
 /** From this width on, filters stand beside the list, and each offer is one line. */
 const WIDE_PX = 600;
@@ -239,6 +239,7 @@ export class OffersPane {
 
   /** What only the page knows: how high the list is, and how far it is scrolled, after lines were taken away. */
   private afterDrawing(): void {
+    openDialogs(this.host);
     const element = this.listElement;
     if (element && (element.clientHeight !== this.viewPx || element.scrollTop !== this.scrollPx)) {
       this.viewPx = element.clientHeight;

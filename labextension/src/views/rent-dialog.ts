@@ -3,7 +3,6 @@
  * ready. Nothing outside can press its button: renting goes through this dialog or not at all.
  */
 import { html, type TemplateResult } from 'lit';
-import { ref } from 'lit/directives/ref.js';
 import { duration, money, oneLine, rate, usd } from '../format';
 import { isEnded, isEnding, mayBill, stateWords } from '../leases';
 import { phasesOf, type FormProblem, type Renting } from '../offers/renting';
@@ -22,14 +21,13 @@ export interface RentProps extends Manner {
   onClose(): void;
 }
 
-/** The dialog; it is modal from its first drawing on. */
+/** The dialog; `openDialogs` makes it modal once it is drawn. */
 export function rentDialog(props: RentProps): TemplateResult {
   const { renting, words, id, title, onClose } = props;
   return html`<dialog
     class="gm-Dialog"
     aria-labelledby="${id}-rent-title"
     data-lm-suppress-shortcuts="true"
-    ${ref(openOnce)}
     @cancel=${(event: Event) => {
       // Escape: while a wish is on its way, nobody may leave without knowing what came of it.
       event.preventDefault();
@@ -44,16 +42,12 @@ export function rentDialog(props: RentProps): TemplateResult {
   </dialog>`;
 }
 
-function openOnce(element: Element | undefined): void {
-  const dialog = element as HTMLDialogElement | undefined;
-  if (dialog && !dialog.open) {
-    // After the drawing, when the dialog is in the page.
-    queueMicrotask(() => {
-      if (dialog.isConnected && !dialog.open) {
-        dialog.showModal();
-        dialog.querySelector<HTMLElement>('input')?.select();
-      }
-    });
+/** A dialog that was drawn is opened, with its first field ready to be typed over. */
+export function openDialogs(host: HTMLElement): void {
+  const dialog = host.querySelector<HTMLDialogElement>('dialog:not([open])');
+  if (dialog?.isConnected) {
+    dialog.showModal();
+    dialog.querySelector('input')?.select();
   }
 }
 
