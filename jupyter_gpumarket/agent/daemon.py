@@ -26,6 +26,7 @@ from jupyter_gpumarket.agent.dask import DaskProcesses
 from jupyter_gpumarket.agent.driver import FILE
 from jupyter_gpumarket.agent.folder import NodeFolder, safe_name, write_atomically
 from jupyter_gpumarket.agent.network import loopback_id
+from jupyter_gpumarket.agent.maps import MapJobs
 from jupyter_gpumarket.agent.outbox import Outbox
 from jupyter_gpumarket.agent.runs import Run, RunStore
 from jupyter_gpumarket.agent.session import OBEY_S, Session
@@ -36,6 +37,7 @@ from jupyter_gpumarket.errors import BadRequest, PeerRestarted, WireError
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as m
 from jupyter_gpumarket.wire.frames import MAX_PAYLOAD_BYTES
+from jupyter_gpumarket.wire.mapping import MapOrder
 from jupyter_gpumarket.wire.peer import Peer
 
 USE_EVERY_S = 3.0
@@ -66,7 +68,7 @@ class Agent:
         self._environment = {**os.environ, processes.FOLDER_VARIABLE: str(folder.root)}
         self._peer = Peer(
             boot_id=uuid.uuid4().hex,
-            receives=m.Order,
+            receives=m.Order | MapOrder,
             answers=True,
             silence_s=settings.silence_s,
             ping_s=settings.ping_s,
@@ -83,6 +85,7 @@ class Agent:
             lambda report: self._outbox.put(("dask", getattr(report, "name", "")), report),
         )
         (folder.dask / FILE).unlink(missing_ok=True)  # of a scheduler that ended with a former agent
+        self._maps = MapJobs(folder, self._environment, self._peer.send, self._mark_busy)
         self._senders: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._over = asyncio.Event()
@@ -123,6 +126,7 @@ class Agent:
         for session in list(self._sessions.values()):
             await session.close("the agent was shut down")
         await self._dask.close()
+        await self._maps.close()
         self._streams.close()
         with contextlib.suppress(TimeoutError):
             if self._peer.attached:
@@ -183,16 +187,25 @@ class Agent:
             task.cancel()
         self._streams.close()
         self._streams = Streams(self._peer.send)
+        self._maps.forget_peer()
         self._outbox.put(("ready",), self._ready())
         self._dask.tell_all()
 
-    def _trouble(self, order: m.Order, reason: str) -> None:
-        about = getattr(order, "run_id", "") or getattr(order, "name", "") or getattr(order, "session", "")
+    def _trouble(self, order: m.Order | MapOrder, reason: str) -> None:
+        about = (
+            getattr(order, "run_id", "")
+            or getattr(order, "map_id", "")
+            or getattr(order, "name", "")
+            or getattr(order, "session", "")
+        )
         self._outbox.put(
             ("trouble", uuid.uuid4().hex), m.Trouble(about=f"{type(order).__name__} {about}", reason=reason)
         )
 
-    async def _obey(self, order: m.Order) -> None:
+    async def _obey(self, order: m.Order | MapOrder) -> None:
+        if isinstance(order, MapOrder):
+            await self._maps.obey(order)
+            return
         match order:
             case m.Execute():
                 self._execute(order)
@@ -285,7 +298,7 @@ class Agent:
     def _mark_busy(self) -> None:
         """The watchdog lets a node on which a cell runs go on in silence."""
         with contextlib.suppress(OSError):
-            is_busy = any(not run.has_ended for run in self._runs.all())
+            is_busy = self._maps.is_busy or any(not run.has_ended for run in self._runs.all())
             if is_busy == self._is_marked_busy:
                 return
             if is_busy:

@@ -59,6 +59,7 @@ from jupyter_gpumarket.api.facts import (
     RunEnded,
     RunStarted,
 )
+from jupyter_gpumarket.api.maps import ItemState, ItemView, MapNews, MapRequest, MapState, MapView, SeatView
 from jupyter_gpumarket.api.nodes import GpuUse, NodeUse, NodeView, SetupStep
 from jupyter_gpumarket.api.offers import (
     Alert,
@@ -102,11 +103,17 @@ __all__ = [
     "FilterStep",
     "GpuUse",
     "InputRef",
+    "ItemState",
+    "ItemView",
     "JournalLine",
     "LeaseView",
     "LinkBack",
     "LinkLost",
     "Linked",
+    "MapNews",
+    "MapRequest",
+    "MapState",
+    "MapView",
     "MarketplaceInfo",
     "MarketplaceStatus",
     "MessageBatch",
@@ -142,5 +149,6 @@ __all__ = [
     "Samples",
     "SavedSearch",
     "SearchView",
+    "SeatView",
     "SetupStep",
 ]

@@ -51,7 +51,10 @@ class InputRef(Request, frozen=True, kw_only=True):
 
 
 class RunRequest(Request, frozen=True, kw_only=True):
-    """POST /v1/runs: run a cell. The same `run_id` sent twice runs once. `timeout_s` of None: until the deadline."""
+    """POST /v1/runs: run a cell. The same `run_id` sent twice runs once. `timeout_s` of None: until the deadline.
+
+    With `map_id` it is a node's part in a map, made by the cluster process itself: no kernel executes it.
+    """
 
     run_id: str
     lease_id: str
@@ -63,6 +66,7 @@ class RunRequest(Request, frozen=True, kw_only=True):
     output_limit_bytes: int = 10_000_000
     owner: Owner = Owner()
     cell_id: str = ""
+    map_id: str = ""
 
 
 class OutputRef(Record, frozen=True, kw_only=True):
@@ -93,6 +97,7 @@ class RunView(Record, frozen=True, kw_only=True):
     owner: Owner = Owner()
     cell_id: str = ""
     spill_path: str = ""
+    map_id: str = ""
 
 
 class RunMessage(Record, frozen=True, kw_only=True):

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from jupyter_gpumarket.api import MessageBatch, NodeView, RunRequest, RunView
+from jupyter_gpumarket.api import MapNews, MapRequest, MapView, MessageBatch, NodeView, RunRequest, RunView
 from jupyter_gpumarket.client.http import Conversation, Endpoint, Gone
-from jupyter_gpumarket.errors import Unreachable
+from jupyter_gpumarket.errors import GpuMarketError, Unreachable
 
 T = TypeVar("T")
 
@@ -58,6 +58,41 @@ class AsyncClusterClient:
     async def output(self, run_id: str, name: str) -> bytes:
         """An output variable's bytes, verified by the cluster process. Decode them with `codecs.decode` only."""
         return await self._raw("GET", f"/v1/runs/{_part(run_id)}/outputs/{_part(name)}")
+
+    async def start_map(self, request: MapRequest) -> MapView:
+        """Run a body once for each item, on all nodes of the cluster. The same `map_id` sent twice is one map."""
+        view: MapView = await self._call("POST", "/v1/maps", MapView, body=request)
+        return view
+
+    async def maps(self) -> list[MapView]:
+        """All maps of the cluster."""
+        views: list[MapView] = await self._call("GET", "/v1/maps", list[MapView])
+        return views
+
+    async def map_news(self, map_id: str, after: int = 0, wait_s: float = 0) -> MapNews:
+        """The map, and the items that ended after number `after`; waits up to `wait_s` when there are none yet."""
+        query = {"after": after, "wait_s": wait_s}
+        path = f"/v1/maps/{_part(map_id)}/items"
+        news: MapNews = await self._call("GET", path, MapNews, query=query, wait_s=wait_s)
+        return news
+
+    async def stop_map(self, map_id: str) -> MapView:
+        """End a map's workers; what has ended is kept."""
+        view: MapView = await self._call("POST", f"/v1/maps/{_part(map_id)}/stop", MapView)
+        return view
+
+    async def resume_map(self, map_id: str) -> MapView:
+        """Go on with a stopped map, also one that was begun on another cluster."""
+        view: MapView = await self._call("POST", f"/v1/maps/{_part(map_id)}/resume", MapView)
+        return view
+
+    async def has_blob(self, sha256: str) -> bool:
+        """Whether an input's bytes are with the cluster process already."""
+        try:
+            await self._raw("HEAD", f"/v1/blobs/{_part(sha256)}")
+        except GpuMarketError:
+            return False
+        return True
 
     async def nodes(self) -> list[NodeView]:
         """The nodes as the cluster process sees them."""

@@ -37,6 +37,7 @@ from jupyter_gpumarket.cluster.talk import Talk
 from jupyter_gpumarket.errors import GpuMarketError, HostKeyChanged, NodeError, Unreachable, WireError
 from jupyter_gpumarket.nodes import Installed, backoff_s
 from jupyter_gpumarket.wire import messages as wire
+from jupyter_gpumarket.wire.mapping import MapOrder, MapReport
 from jupyter_gpumarket.wire.peer import Peer
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,10 @@ class Node:
         self._hurry = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._peer = Peer(
-            boot_id=os.urandom(8).hex(), receives=wire.Report, sends=wire.Order, on_attached=self._on_attached
+            boot_id=os.urandom(8).hex(),
+            receives=wire.Report | MapReport,
+            sends=wire.Order | MapOrder,
+            on_attached=self._on_attached,
         )
         self.talk = Talk(
             lease_id=self.lease_id,
@@ -113,6 +117,11 @@ class Node:
     def link_state(self) -> LinkState:
         """How the link is."""
         return self._link_state
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether cells can run on it, now or when its link is back."""
+        return self._phase == "ready"
 
     @property
     def link_detail(self) -> str:

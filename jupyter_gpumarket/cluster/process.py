@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +24,7 @@ from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.facts import FactQueue
 from jupyter_gpumarket.cluster.fleet import Fleet
+from jupyter_gpumarket.cluster.maps.store import MapStore
 from jupyter_gpumarket.cluster.node import Node
 from jupyter_gpumarket.cluster.reach import Reach
 from jupyter_gpumarket.cluster.records import NodeRecord, Start
@@ -52,6 +54,7 @@ class Cluster:
         self.dask = Fleet(folder, self.clock)
         self._nodes_file = folder / "nodes.json"
         self._nodes: dict[str, Node] = {}
+        self.maps = MapStore(folder / "maps", self)
         self._over = asyncio.Event()
         self._idle_since_s = self.clock.monotonic_s()
         for record in self._read_nodes():
@@ -60,7 +63,8 @@ class Cluster:
     async def run(self, url: str) -> None:
         """Say where it listens, work until told to end, close."""
         await self._forget_lost_runs()
-        self.blobs.drop_old({i.sha256 for r in self.runs if not r.state.has_ended for i in r.state.request.inputs})
+        in_use = {i.sha256 for r in self.runs if not r.state.has_ended for i in r.state.request.inputs}
+        self.blobs.drop_old(in_use | self.maps.blobs_in_use())
         for node in self._nodes.values():
             node.start()
         loop = asyncio.get_running_loop()
@@ -71,6 +75,7 @@ class Cluster:
         logger.info("cluster %s listens, %d nodes", self.start.cluster_id, len(self._nodes))
         work = (self.facts.deliver(), self._watch_idle(), self.dask.run())
         tasks = [asyncio.create_task(part) for part in work]
+        self.maps.start()
         try:
             await self._over.wait()
         finally:
@@ -111,6 +116,7 @@ class Cluster:
             return
         self.dask.leave(lease_id)
         await node.detach(timeout_s)
+        self.maps.on_gone(lease_id)
         if self._nodes.get(lease_id) is node:
             del self._nodes[lease_id]
             self._save_nodes()
@@ -119,6 +125,10 @@ class Cluster:
     def node(self, lease_id: str) -> Node | None:
         """An attached node, or None."""
         return self._nodes.get(lease_id)
+
+    def attached(self) -> Mapping[str, Node]:
+        """Every attached node by its lease."""
+        return self._nodes
 
     def nodes(self) -> list[NodeView]:
         """Every attached node."""
@@ -173,6 +183,8 @@ class Cluster:
             idle_tell_s=self.start.idle_tell_s,
         )
         self.dask.join(node)
+        node.talk.on_contact = lambda: self.maps.on_contact(node.lease_id)
+        node.talk.on_map = lambda report: self.maps.on_report(node.lease_id, report)
         return node
 
     def _read_nodes(self) -> list[NodeRecord]:
@@ -210,6 +222,7 @@ class Cluster:
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.maps.close()
                 await asyncio.gather(*(node.close() for node in self._nodes.values()), return_exceptions=True)
         self.dask.close()
         self.runs.close()

@@ -65,6 +65,12 @@ class RunProgress:
         elif report.status in ENDED_RUNS and not run.state.has_ended_on_node:
             self._ended(run, report)
 
+    def begin_here(self, run: Run) -> None:
+        """A node's part in a map has begun: no kernel tells it."""
+        now = self._clock.now_ms()
+        self._facts.note(RunStarted(lease_id=self._lease_id, at_ms=now, run_id=run.run_id))
+        run.change(started_ms=now, status=RunStatus.RUNNING, node_status=RunStatus.RUNNING.value)
+
     def end_here(self, run: Run, status: RunStatus, reason: str) -> None:
         """A run ended without the node: it never reached it."""
         now = self._clock.now_ms()

@@ -7,7 +7,7 @@ import hmac
 import logging
 import os
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,7 +40,7 @@ LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 PIECE_BYTES = 1024 * 1024
 
 
-class _NotFound(GpuMarketError):
+class NotFoundHere(GpuMarketError):
     """No such thing here."""
 
 
@@ -95,13 +95,13 @@ class Handler(web.RequestHandler):
     def run_named(self, run_id: str) -> Run:
         run = self.cluster.runs.find(run_id)
         if run is None:
-            raise _NotFound(f"no cell run {run_id[:100]!r} is known here")
+            raise NotFoundHere(f"no cell run {run_id[:100]!r} is known here")
         return run
 
     def node_named(self, lease_id: str) -> Node:
         node = self.cluster.node(lease_id)
         if node is None:
-            raise _NotFound(f"no node {lease_id[:100]!r} is attached here")
+            raise NotFoundHere(f"no node {lease_id[:100]!r} is attached here")
         return node
 
     def write_error(self, status_code: int, **details: Any) -> None:
@@ -109,7 +109,7 @@ class Handler(web.RequestHandler):
         problem = Problem(error="GpuMarketError", message="an error in the cluster process; see its log")
         if isinstance(error, BadRequest):
             status_code, problem = 400, Problem(error="BadRequest", message=str(error), field=_field(str(error)))
-        elif isinstance(error, _NotFound):
+        elif isinstance(error, NotFoundHere):
             status_code, problem = 404, Problem(error="BadRequest", message=str(error))
         elif isinstance(error, GpuMarketError):
             status_code, problem = 409, Problem(error=type(error).__name__, message=str(error))
@@ -260,7 +260,7 @@ class Output(Handler):
         run = self.run_named(run_id)
         found = next((ref for ref in run.state.outputs if ref.name == name), None)
         if found is None:
-            raise _NotFound(f"the cell run has no output {name[:100]!r}" + ("" if run.state.has_ended else " yet"))
+            raise NotFoundHere(f"the cell run has no output {name[:100]!r}" + ("" if run.state.has_ended else " yet"))
         if found.error:
             raise BadRequest(f"{name}: {found.error}")
         self.set_header("Content-Type", "application/octet-stream")
@@ -364,10 +364,10 @@ class _NoSuchRoute(Handler):
         raise web.HTTPError(404, "this route does not exist")
 
 
-def application(cluster: Cluster) -> web.Application:
+def application(cluster: Cluster, more: Sequence[tuple[str, type[Handler]]] = ()) -> web.Application:
     """The routes over one cluster."""
     return web.Application(
-        [(path, handler, {"cluster": cluster}) for path, handler in ROUTES],
+        [(path, handler, {"cluster": cluster}) for path, handler in (*ROUTES, *more)],
         default_handler_class=_NoSuchRoute,
         default_handler_args={"cluster": cluster},
         log_function=lambda _handler: None,

@@ -121,6 +121,7 @@ class Run:
             outputs=state.outputs,
             owner=request.owner,
             cell_id=request.cell_id,
+            map_id=request.map_id,
             spill_path=str(self.folder / SPILL_NAME) if state.has_spilled or self._spills() else "",
         )
 

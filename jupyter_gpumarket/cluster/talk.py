@@ -25,6 +25,7 @@ from jupyter_gpumarket.codecs import Limits, strict_json
 from jupyter_gpumarket.errors import BadRequest, CodecError, PeerRestarted
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as wire
+from jupyter_gpumarket.wire.mapping import MapReady, MapReport
 from jupyter_gpumarket.wire.peer import Peer
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,15 @@ class Talk:
         self._storing: dict[str, asyncio.Future[None]] = {}
         self._fetchers: dict[str, OutputFetcher] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
+        self._putting = asyncio.Lock()
+        # Set by whoever runs maps: a contact with an agent begins, and what the agent says of its maps.
+        self.on_contact: Callable[[], None] = lambda: None
+        self.on_map: Callable[[MapReport], None] = lambda _report: None
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether both sides know where every run is."""
+        return self._is_synced
 
     async def run(self) -> None:
         """Talk, until cancelled.
@@ -129,6 +139,7 @@ class Talk:
             self._wake.clear()
             for run in self._runs.of_node(self._lease_id):
                 waits = run.state.status is RunStatus.QUEUED and not run.state.has_ended_on_node
+                waits = waits and not run.state.request.map_id
                 if self._is_synced and waits and run.run_id not in self._sent:
                     await self._send_run(run)
 
@@ -136,7 +147,7 @@ class Talk:
         epoch = self._epoch
         try:
             for sha256 in dict.fromkeys(blob.sha256 for blob in run.state.request.inputs):
-                await self._send_blob(sha256)
+                await self.bring_blob(sha256)
         except (BadRequest, OSError, TimeoutError) as error:
             if epoch == self._epoch:
                 self.progress.end_here(run, RunStatus.ERROR, f"an input could not be sent to the node: {error}")
@@ -158,13 +169,17 @@ class Talk:
         )
         await self._peer.send(wire.Tail(run_id=run.run_id, after=run.log.agent_upto))
 
-    async def _send_blob(self, sha256: str) -> None:
-        """Bring an input over, unless the agent has it.
+    async def bring_blob(self, sha256: str) -> None:
+        """Bring an input over, unless the agent has it. One at a time: pieces of one blob must not be mixed.
 
         Raises:
             BadRequest: the node cannot keep it.
             OSError, TimeoutError: it is gone here, or the agent was restarted.
         """
+        async with self._putting:
+            await self._send_blob(sha256)
+
+    async def _send_blob(self, sha256: str) -> None:
         if sha256 in self._stored:
             return
         path = self._blobs.path(sha256)
@@ -225,7 +240,9 @@ class Talk:
 
     def _handle(self, report: Any) -> None:
         handler = _HANDLERS.get(type(report))
-        if handler is not None:
+        if isinstance(report, MapReport):
+            self.on_map(report)
+        elif handler is not None:
             handler(self, report)
         else:
             self.listener(report)
@@ -275,6 +292,7 @@ class Talk:
                 self._missing(run)
         self._is_synced = True
         self._wake.set()
+        self.on_contact()
 
     def _missing(self, run: Run) -> None:
         """A run that was sent and that the agent does not know."""
@@ -356,6 +374,9 @@ class Talk:
     def _on_trouble(self, report: wire.Trouble) -> None:
         logger.warning("node %s: %.200s: %.500s", self._lease_id, report.about, report.reason)
         order, _, run_id = report.about.partition(" ")
+        if order == "StartMap":
+            self.on_map(MapReady(map_id=run_id, error=report.reason[:2000] or "the node refused it"))
+            return
         run = self._own(run_id)
         if run is None or run.state.has_ended:
             return
