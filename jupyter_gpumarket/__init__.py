@@ -22,6 +22,8 @@ __all__ = [
     "costs",
     "extend",
     "leases",
+    "map_results",
+    "maps",
     "offers",
     "release",
     "rent",

@@ -37,6 +37,7 @@ happened to which thing, and then what to do. No secret enters a message.
     │   └─ JournalLocked        another broker has it
     ├─ BrokerUnavailable
     └─ RemoteError              a cell failed on the node; carries its traceback
+        └─ MapErrors            items of a map failed; carries their numbers
 """
 
 from __future__ import annotations
@@ -203,3 +204,12 @@ class RemoteError(GpuMarketError):
         self.name = name
         self.value = value
         self.traceback = traceback or []
+
+
+class MapErrors(RemoteError):
+    """Items of a map failed, after all others ended. `failed` has their numbers; `map_id` leads to everything."""
+
+    def __init__(self, name: str, value: str, traceback: list[str] | None = None) -> None:
+        super().__init__(name, value, traceback)
+        self.map_id = ""
+        self.failed: tuple[int, ...] = ()

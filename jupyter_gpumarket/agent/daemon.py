@@ -25,8 +25,8 @@ from jupyter_gpumarket.agent.blobs import Blobs
 from jupyter_gpumarket.agent.dask import DaskProcesses
 from jupyter_gpumarket.agent.driver import FILE
 from jupyter_gpumarket.agent.folder import NodeFolder, safe_name, write_atomically
-from jupyter_gpumarket.agent.network import loopback_id
 from jupyter_gpumarket.agent.maps import MapJobs
+from jupyter_gpumarket.agent.network import loopback_id
 from jupyter_gpumarket.agent.outbox import Outbox
 from jupyter_gpumarket.agent.runs import Run, RunStore
 from jupyter_gpumarket.agent.session import OBEY_S, Session

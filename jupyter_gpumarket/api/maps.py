@@ -91,6 +91,7 @@ class MapView(Record, frozen=True, kw_only=True):
     item_name: str = ""
     owner: Owner = Owner()
     cell_id: str = ""
+    round: int = 1
 
     @property
     def ended(self) -> int:

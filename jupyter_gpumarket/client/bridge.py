@@ -131,6 +131,12 @@ class Client(_Bridged):
     reconcile = _bridged(AsyncClient.reconcile)
     shutdown = _bridged(AsyncClient.shutdown)
 
+    @property
+    def folders(self) -> Folders:
+        """Where this user's files are."""
+        found: Folders = self._twin.folders
+        return found
+
     def cluster(self, lease: str) -> ClusterClient:
         """The cluster process of a lease."""
         return ClusterClient(_LOOP.run(self._twin.cluster(lease)))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jupyter_gpumarket import config
-from jupyter_gpumarket.api import LeaseView, OfferSearch
+from jupyter_gpumarket.api import LeaseView, MapState, MapView, OfferSearch
 from jupyter_gpumarket.cleaning.text import clean_text, one_line
 from jupyter_gpumarket.clock import in_words, iso_utc
 from jupyter_gpumarket.errors import BadRequest
@@ -203,12 +203,16 @@ class Commands:
 
     def _attach(self, arguments: argparse.Namespace) -> None:
         run, lease_view = self._find_run(arguments.run)
+        if isinstance(run, MapView):
+            self._notebook.use(lease_view.lease.lease_id)
+            self._runner.attach_map(run.map_id, lease_view.lease)
+            return
         cluster = self._notebook.cluster(lease_view.lease.lease_id)
         trusted = self._runner.is_trusted(lease_view.lease)
         self._notebook.use(lease_view.lease.lease_id)
         self._runner.finish([Followed(run, cluster, place_of(lease_view.lease), trusted=trusted)])
 
-    def _find_run(self, wanted: str | None) -> tuple[str, LeaseView]:
+    def _find_run(self, wanted: str | None) -> tuple[str | MapView, LeaseView]:
         """The run to attach to: the named one, else one that is running, else the last one.
 
         Raises:
@@ -219,8 +223,16 @@ class Commands:
             (run.status not in ENDED_RUNS, run.started_ms or 0, run.run_id, view)
             for view in views
             for run in self._notebook.cluster(view.lease.lease_id).runs()
-            if run.lease_id == view.lease.lease_id and run.run_id.startswith(wanted or "")
+            if run.lease_id == view.lease.lease_id and run.run_id.startswith(wanted or "") and not run.map_id
         ]
+        maps = [
+            (one.state is MapState.RUNNING, one.began_ms, one, view)
+            for view in views
+            for one in self._notebook.cluster(view.lease.lease_id).maps()
+            if one.map_id.startswith(wanted or "")
+        ]
+        if maps and (latest := max(maps, key=lambda one: one[:2]))[:2] > max((one[:2] for one in found), default=()):
+            return latest[2], latest[3]
         if not found:
             raise BadRequest(
                 f"no run {wanted!r} is known" if wanted else "no cell has run on this notebook's nodes yet"

@@ -25,7 +25,7 @@ class RemoteInterrupt(KeyboardInterrupt):
 def shown_short(error: BaseException) -> BaseException:
     """The error, so marked that IPython shows one line instead of our own stack."""
     if not hasattr(error, "_render_traceback_"):
-        _show_as(error, lambda: [f"{type(error).__name__}: {error}"])
+        show_as(error, lambda: [f"{type(error).__name__}: {error}"])
     return error
 
 
@@ -34,11 +34,12 @@ def remote_error(name: str, value: str, traceback: list[str], node: str) -> Remo
     error = RemoteError(name, value, traceback)
     # A time-out arrives as the traceback of an interrupt: its own name is said after it.
     last = [] if name in "".join(traceback[-1:]) else [f"{name}: {value}"]
-    _show_as(error, lambda: [f"on {node}:", *traceback, *last])
+    show_as(error, lambda: [f"on {node}:", *traceback, *last])
     return error
 
 
-def _show_as(error: BaseException, render: Callable[[], list[str]]) -> None:
+def show_as(error: BaseException, render: Callable[[], list[str]]) -> None:
+    """Have IPython show the error by these lines."""
     # IPython asks an exception for this method before it prints a traceback of its own.
     error.__dict__["_render_traceback_"] = render
 

@@ -27,6 +27,18 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     trust: bool = False
 
 
+class MapOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`--map item=items` and what goes with it. `resume`: a map's id, or "same" for the last one of the same cell."""
+
+    item_name: str
+    items: str
+    slots: int | None = None
+    retries: int = 0
+    verify_ppm: int = 0
+    tolerance: float = 0.0
+    resume: str = ""
+
+
 class CellOptions(msgspec.Struct, frozen=True, kw_only=True):
     """One `%%gpu` line, read."""
 
@@ -41,6 +53,7 @@ class CellOptions(msgspec.Struct, frozen=True, kw_only=True):
     detach: bool = False
     dry_run: bool = False
     project: str = ""
+    map: MapOptions | None = None
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +86,19 @@ def add_cell_arguments(parser: Any) -> None:
     parser.add_argument("--detach", action="store_true", help="do not wait; `%%gpu attach` shows the output later")
     parser.add_argument("--dry-run", action="store_true", help="show what would be rented; nothing is spent")
     parser.add_argument("--project", help="book the costs on this project")
+    add_map_arguments(parser)
+
+
+def add_map_arguments(parser: Any) -> None:
+    """The arguments of `%%gpu --map`."""
+    parser.add_argument("--map", metavar="ITEM=ITEMS", help="run the cell once for each of ITEMS, named ITEM in it")
+    parser.add_argument("--slots", type=int, metavar="N", help="with --map: so many at once on each node")
+    parser.add_argument("--retries", type=int, metavar="N", help="with --map: so many more tries after an error")
+    parser.add_argument("--verify", metavar="SHARE", help="with --map: run this share again on another machine: 0.05")
+    parser.add_argument("--tolerance", metavar="T", help="with --verify: what two runs may differ by (default: 0)")
+    parser.add_argument(
+        "--resume", nargs="?", const="same", metavar="ID", help="with --map: go on with what is unfinished"
+    )
 
 
 def add_wish_arguments(parser: Any) -> None:
@@ -148,7 +174,50 @@ def cell_options(arguments: argparse.Namespace, settings: Settings) -> CellOptio
         detach=arguments.detach,
         dry_run=arguments.dry_run,
         project=arguments.project or settings.project,
+        map=map_options(arguments),
     )
+
+
+def map_options(arguments: argparse.Namespace) -> MapOptions | None:
+    """What of a line is about a map; None without `--map`.
+
+    Raises:
+        BadRequest: names the argument and what it takes.
+    """
+    if not arguments.map:
+        for name in ("slots", "retries", "verify", "tolerance", "resume"):
+            if getattr(arguments, name) is not None:
+                raise BadRequest(f"--{name} is for maps: add --map item=items")
+        return None
+    name, sign, items = arguments.map.partition("=")
+    if not sign or not name.strip().isidentifier() or keyword.iskeyword(name.strip()) or not items.strip():
+        raise BadRequest(f"--map {arguments.map}: write item=items, a new name and what to go through")
+    if len(names("-o", arguments.output)) > 1:
+        raise BadRequest("-o: a map has one result, the list of what its items gave")
+    if arguments.on or arguments.session != "main":
+        raise BadRequest("--map runs on all nodes of the cluster, in workers of its own: not with --on or --session")
+    slots, retries = arguments.slots, arguments.retries or 0
+    if retries < 0 or (slots is not None and not 0 < slots <= 256):
+        raise BadRequest("--slots takes 1 to 256, --retries takes 0 or more")
+    return MapOptions(
+        item_name=name.strip(),
+        items=items.strip(),
+        slots=slots,
+        retries=retries,
+        verify_ppm=round(_number("--verify", arguments.verify, 1.0) * 1_000_000),
+        tolerance=_number("--tolerance", arguments.tolerance, 1e300),
+        resume=arguments.resume or "",
+    )
+
+
+def _number(argument: str, text: str | None, most: float) -> float:
+    try:
+        number = float(text or 0)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= most:
+        raise BadRequest(f"{argument} {text}: a number from 0" + (" to 1" if most == 1 else " up"))
+    return number
 
 
 def split(line: str) -> list[str]:

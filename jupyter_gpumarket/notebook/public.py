@@ -16,6 +16,7 @@ from jupyter_gpumarket.models import ENDED_STATES, Charge, LeaseRequest, LeaseSt
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook.frames import charges_frame, offers_frame
 from jupyter_gpumarket.notebook.identity import owner
+from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
 
 _CLIENTS: list[Client] = []
 
@@ -64,6 +65,20 @@ def charges(*, since_ms: int = 0, until_ms: int | None = None, lease: str | None
 def costs(*, since_ms: int = 0, until_ms: int | None = None, lease: str | None = None) -> pl.DataFrame:
     """The ledger's lines as a frame: what for, how much (exact), who, when, where. Times are UTC."""
     return charges_frame(charges(since_ms=since_ms, until_ms=until_ms, lease=lease))
+
+
+def map_results(map_id: str) -> MapResults:
+    """What a map has brought so far, also while it runs: a sequence with None for what is not there.
+
+    Raises:
+        BadRequest: no map of that id is known.
+    """
+    return MapResults(map_folder(config.folders().state / "clusters", map_id))
+
+
+def maps() -> list[MapResults]:
+    """All maps whose results are still on this computer, newest first."""
+    return all_maps(config.folders().state / "clusters")
 
 
 def leases(*, ended: bool = False) -> list[LeaseView]:

@@ -19,6 +19,8 @@ from jupyter_gpumarket.notebook.following import Followed, Follower
 from jupyter_gpumarket.notebook.handle import RunHandle
 from jupyter_gpumarket.notebook.identity import cell_id
 from jupyter_gpumarket.notebook.kernel import Notebook
+from jupyter_gpumarket.notebook.map_results import MapResults
+from jupyter_gpumarket.notebook.mapping import MapRunner
 from jupyter_gpumarket.notebook.options import CellOptions
 from jupyter_gpumarket.notebook.stage import Stage
 from jupyter_gpumarket.notebook.values import InputValue, encode_inputs, fetch_outputs, send_inputs
@@ -45,9 +47,10 @@ class CellRunner:
         self._notebook = notebook
         self._shell = shell
         self._stage = Stage(shell)
+        self.maps = MapRunner(notebook, shell, self._stage)
 
-    def run(self, options: CellOptions, code: str) -> RunHandle | None:
-        """Run a cell; a handle when it was detached.
+    def run(self, options: CellOptions, code: str) -> RunHandle | MapResults | None:
+        """Run a cell, once or for each of many items; a handle when it was detached.
 
         Raises:
             RemoteError: the cell failed on the node. KeyboardInterrupt: it was interrupted.
@@ -56,6 +59,8 @@ class CellRunner:
         if options.dry_run:
             self._dry_run(options)
             return None
+        if options.map is not None:
+            return self._map(options, code)
         values = encode_inputs(options.inputs, self._notebook.namespace)
         owner = self._notebook.owner(options.project)
         line = self._line(secrets.token_hex(8))
@@ -67,6 +72,17 @@ class CellRunner:
         self.finish(runs, line)
         return None
 
+    def _map(self, options: CellOptions, code: str) -> MapResults | None:
+        plan = self.maps.plan(options, code)
+        if not plan.items_count:
+            self._shell.user_ns.update({name: [] for name in options.outputs})
+            self._stage.say("there are no items: nothing was run")
+            return None
+        owner = self._notebook.owner(options.project)
+        line = self._line(secrets.token_hex(8))
+        (lease,) = self._nodes(options, owner, line)
+        return self.maps.run(plan, lease, owner, line)
+
     def finish(self, runs: list[Followed], line: CostLine | None = None) -> None:
         """Follow runs to their end, show what they cost, bring their results, and raise how they ended."""
         line = line or self._line(runs[0].run_id)
@@ -77,6 +93,10 @@ class CellRunner:
             for error in errors[1:]:
                 self._stage.write(f"{error}\n", to_stderr=True)
             raise errors[0]
+
+    def attach_map(self, map_id: str, lease: Lease) -> None:
+        """Show a map's progress again and go on to its end."""
+        self.maps.attach(map_id, lease, self._line(secrets.token_hex(8)))
 
     def _line(self, key: str) -> CostLine:
         return CostLine(self._stage, f"gpum-cost-{key}", self._notebook.clock)

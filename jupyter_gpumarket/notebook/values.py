@@ -43,12 +43,8 @@ def encode_inputs(names: tuple[str, ...], namespace: Mapping[str, Any]) -> list[
         BadRequest: a name that the notebook does not know; names the nearest.
         CodecError: a value that cannot be sent.
     """
-    unknown = [name for name in names if name not in namespace]
-    if unknown:
-        known = [name for name in namespace if not name.startswith("_")]
-        near = get_close_matches(unknown[0], known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; define it in a cell before this one"
-        raise BadRequest(f"-i {unknown[0]}: this notebook has no variable of that name{hint}")
+    for name in names:
+        input_value(name, namespace)
     values = []
     for name in names:
         try:
@@ -57,6 +53,20 @@ def encode_inputs(names: tuple[str, ...], namespace: Mapping[str, Any]) -> list[
             raise CodecError(f"-i {name}: {error}") from None
         values.append(InputValue(name=name, codec=encoded.codec, data=encoded.data))
     return values
+
+
+def input_value(name: str, namespace: Mapping[str, Any], *, argument: str = "-i") -> Any:
+    """A variable of the notebook.
+
+    Raises:
+        BadRequest: there is none of that name; names the nearest.
+    """
+    if name not in namespace:
+        known = [name for name in namespace if not name.startswith("_")]
+        near = get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; define it in a cell before this one"
+        raise BadRequest(f"{argument} {name}: this notebook has no variable of that name{hint}")
+    return namespace[name]
 
 
 def send_inputs(values: list[InputValue], cluster: ClusterClient, stage: Stage, clock: Clock) -> tuple[InputRef, ...]:

@@ -16,6 +16,7 @@ from jupyter_gpumarket.api import (
     FilterStep,
     JournalLine,
     LeaseView,
+    MapView,
     MarketplaceInfo,
     MarketplaceStatus,
     MessageBatch,
@@ -135,6 +136,9 @@ class FakeCluster:
 
     def runs(self) -> list[RunView]:
         return [self._view(request, 0, is_over=True) for request in self.requests]
+
+    def maps(self) -> list[MapView]:
+        return []
 
     def interrupt(self, run_id: str) -> RunView:
         self.interrupts.append(run_id)

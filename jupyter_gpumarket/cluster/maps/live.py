@@ -106,7 +106,7 @@ class LiveMap:
             failed=table.counts[ItemState.ERROR],
             poisoned=table.counts[ItemState.POISONED],
             running=table.running,
-            waiting=request.count - table.ended - table.running,
+            waiting=max(0, request.count - table.ended - table.running),
             retried=table.retried,
             checks=len(table.checked),
             checked=table.checks_ended,
@@ -120,6 +120,7 @@ class LiveMap:
             item_name=request.item_name,
             owner=request.owner,
             cell_id=request.cell_id,
+            round=record.round,
         )
 
     def news(self, after: int) -> MapNews:
