@@ -17,6 +17,7 @@ from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.marketplaces.primeintellect import PrimeMarketplace, PrimeOptions
 from jupyter_gpumarket.marketplaces.runpod import RunpodMarketplace, RunpodOptions
+from jupyter_gpumarket.marketplaces.targon import TargonMarketplace, TargonOptions
 from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions
 
 
@@ -38,6 +39,7 @@ MARKETPLACES: tuple[Entry, ...] = (
     Entry(name="vast", options=VastOptions, needs_key=True, factory=VastMarketplace),
     Entry(name="runpod", options=RunpodOptions, needs_key=True, factory=RunpodMarketplace),
     Entry(name="lium", options=LiumOptions, needs_key=True, factory=LiumMarketplace),
+    Entry(name="targon", options=TargonOptions, needs_key=True, factory=TargonMarketplace),
     Entry(name="primeintellect", options=PrimeOptions, needs_key=True, factory=PrimeMarketplace),
     Entry(
         name="akash", options=AkashOptions, needs_key=True, factory=AkashMarketplace, lists_without_key=True

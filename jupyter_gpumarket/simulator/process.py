@@ -25,6 +25,7 @@ from jupyter_gpumarket.simulator.faults import FaultBoard
 from jupyter_gpumarket.simulator.lium import LiumStandIn
 from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
 from jupyter_gpumarket.simulator.runpod import RunpodStandIn
+from jupyter_gpumarket.simulator.targon import TargonStandIn
 from jupyter_gpumarket.simulator.vast import VastStandIn
 from jupyter_gpumarket.simulator.web import Server, StandIn
 from jupyter_gpumarket.simulator.yard import Yard
@@ -56,6 +57,7 @@ STAND_INS: dict[str, Maker] = {
     "vast": lambda yard, faults, key, figures: VastStandIn(yard, faults, key, show_figures=figures),
     "runpod": lambda yard, faults, key, figures: RunpodStandIn(yard, faults, key, show_figures=figures),
     "lium": lambda yard, faults, key, figures: LiumStandIn(yard, faults, key, show_figures=figures),
+    "targon": lambda yard, faults, key, figures: TargonStandIn(yard, faults, key, show_figures=figures),
     "primeintellect": lambda yard, faults, key, figures: PrimeStandIn(yard, faults, key, show_figures=figures),
     "akash": lambda yard, faults, key, _: AkashStandIn(yard, faults, key),
 }
