@@ -20,13 +20,18 @@ __all__ = [
     "charges",
     "connect",
     "costs",
+    "drop_search",
+    "explain",
     "extend",
     "leases",
     "map_results",
     "maps",
     "offers",
+    "price_history",
     "release",
     "rent",
+    "save_search",
+    "searches",
     "set_budget",
 ]
 

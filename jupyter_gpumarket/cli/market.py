@@ -1,4 +1,4 @@
-"""`offers`, `rent`, `ls`, `logs` and `stop`."""
+"""`rent`, `ls`, `logs` and `stop`."""
 
 from __future__ import annotations
 
@@ -17,36 +17,9 @@ from jupyter_gpumarket.errors import BadRequest, LeaseFailed, StillRunning
 from jupyter_gpumarket.models import ENDED_STATES, LeaseRequest, LeaseState, Offer, OfferQuery, Owner
 from jupyter_gpumarket.money import cost_nusd, format_usd, usd
 from jupyter_gpumarket.notebook.renting import refuse_nothing
+from jupyter_gpumarket.notebook.searching import amount_nusd, least_tier, price_kind
 
 POLL_S = 15.0
-
-
-def offers(arguments: argparse.Namespace) -> int:
-    """List what can be rented now."""
-    with connect() as client:
-        found = client.offers(
-            OfferSearch(
-                query=query_of(arguments),
-                hours=arguments.hours,
-                sort=arguments.sort,
-                refresh=arguments.refresh,
-                limit=arguments.limit,
-            )
-        )
-    if arguments.json:
-        print(as_json(found))
-        return 0
-    if found.offers:
-        print(offer_table(found.offers))
-    for step in found.steps:
-        if step.after < step.before:
-            print(f"{step.filter}: {step.before} → {step.after} offers", file=sys.stderr)
-    for status in found.statuses:
-        if not status.ok:
-            print(f"warning: {safe(status.message)}", file=sys.stderr)
-    if not found.statuses:
-        print("no marketplace is configured; try `jupyter gpumarket demo`", file=sys.stderr)
-    return 0 if found.offers else 3
 
 
 def offer_table(listed: list[Offer]) -> str:
@@ -79,19 +52,12 @@ def query_of(arguments: argparse.Namespace) -> OfferQuery:
         gpu=arguments.gpu,
         vram_gib=arguments.vram,
         gpu_count=arguments.count,
-        max_price_nusd_hour=_amount("--max-price", arguments.max_price),
+        max_price_nusd_hour=amount_nusd("--max-price", arguments.max_price),
         region=arguments.region,
         marketplaces=tuple(arguments.marketplace),
+        tier=least_tier(arguments.tier),
+        kind=price_kind(arguments.kind),
     )
-
-
-def _amount(option: str, text: str | None) -> int | None:
-    if not text:
-        return None
-    try:
-        return usd(text)
-    except ValueError as error:
-        raise BadRequest(f"{option}: {error}") from None
 
 
 def rent(arguments: argparse.Namespace) -> int:
@@ -125,7 +91,7 @@ def _lease_request(arguments: argparse.Namespace, settings: Settings) -> LeaseRe
     return LeaseRequest(
         request_id=uuid.uuid4().hex,
         query=query,
-        budget_nusd=_amount("--budget", arguments.budget) or usd(settings.budget),
+        budget_nusd=amount_nusd("--budget", arguments.budget) or usd(settings.budget),
         max_s=round((arguments.hours or settings.hours) * 3600),
         owner=Owner(user=getpass.getuser(), project=arguments.project or settings.project),
         name=arguments.name,

@@ -7,6 +7,7 @@ import argparse
 from jupyter_gpumarket import __version__
 
 _MARKET = "jupyter_gpumarket.cli.market"
+_OFFERS = "jupyter_gpumarket.cli.offers"
 _PROCESSES = "jupyter_gpumarket.cli.processes"
 
 
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_offers(commands)
+    _add_prices(commands)
     _add_rent(commands)
     _add_running(commands)
     _add_report(commands)
@@ -44,10 +46,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", help='names:memory:count, such as "H100|A100:80GB", "24GB..80GB", "RTX4090:24GB:2"')
-    parser.add_argument("--vram", type=float, metavar="GIB", help="at least so much memory per GPU")
+    parser.add_argument("--vram", "--vram-gib", type=float, metavar="GIB", help="at least so much memory per GPU")
     parser.add_argument("--count", type=int, help="so many GPUs")
     parser.add_argument("--max-price", metavar="USD", help="dearest hourly price")
-    parser.add_argument("--region", help="part of the region's or country's name")
+    parser.add_argument("--region", help="EU, NA, ASIA and the like, or part of the region's or country's name")
+    parser.add_argument("--tier", help="this or better: community, verified, datacenter, tee or own")
+    parser.add_argument("--kind", help="spot or on_demand")
     parser.add_argument("--marketplace", action="append", default=[], help="only this one (may be repeated)")
 
 
@@ -65,12 +69,36 @@ def _add_demo(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_offers(commands: _Commands[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "offers", f"{_MARKET}:offers", "list what can be rented now")
+    parser = _command(commands, "offers", f"{_OFFERS}:offers", "list what can be rented now")
     _add_query(parser)
-    parser.add_argument("--hours", type=float, default=1.0, help="length of the job that `total` is for")
-    parser.add_argument("--sort", default="price", help="price, price_per_gpu, price_per_vram, vram or total")
+    parser.add_argument("--hours", type=float, default=1.0, help="length of the job that the job's price is for")
+    parser.add_argument("--disk-gib", type=float, help="disk that the job needs (default: the offer's own)")
+    parser.add_argument("--in-gib", type=float, default=0.0, help="what the job fetches")
+    parser.add_argument("--out-gib", type=float, default=0.0, help="what the job sends")
+    parser.add_argument(
+        "--sort",
+        default="price",
+        help="price, price_per_gpu, price_per_vram, price_per_tflops, vram, total, cost_to_finish, reliability, saving",
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="show the parts of the first one's price, and all filters"
+    )
     parser.add_argument("--limit", type=int, default=30, help="so many rows")
     parser.add_argument("--refresh", action="store_true", help="ask all marketplaces anew")
+    _add_json(parser)
+
+
+def _add_prices(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "prices", f"{_OFFERS}:prices", "show how prices were, as far as they were seen")
+    parser.add_argument("gpu", nargs="?", help="names:memory, such as H100 or A100:80GB")
+    parser.add_argument("--days", type=float, default=30, help="only the last so many days")
+    parser.add_argument("--marketplace", action="append", default=[], help="only this one (may be repeated)")
+    _add_json(parser)
+
+    parser = _command(commands, "searches", f"{_OFFERS}:searches", "list, save or drop searches that the broker keeps")
+    parser.add_argument("--save", metavar="NAME", help="save the search that the other options spell")
+    parser.add_argument("--drop", metavar="NAME", help="forget one")
+    _add_query(parser)
     _add_json(parser)
 
 

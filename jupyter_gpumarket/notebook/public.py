@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 import polars as pl
 
 from jupyter_gpumarket import config
-from jupyter_gpumarket.api import BudgetView, CostQuery, LeaseView, OfferSearch
+from jupyter_gpumarket.api import BudgetView, CostQuery, LeaseView, OfferList, PriceQuery, SavedSearch, SearchView
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import Client
 from jupyter_gpumarket.client import connect as _connect
+from jupyter_gpumarket.clock import in_words
 from jupyter_gpumarket.errors import LeaseFailed
 from jupyter_gpumarket.models import ENDED_STATES, Charge, LeaseRequest, LeaseState, OfferQuery, Scope
 from jupyter_gpumarket.money import usd
-from jupyter_gpumarket.notebook.frames import charges_frame, offers_frame
+from jupyter_gpumarket.notebook.frames import charges_frame, explained, offers_frame, prices_frame
 from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
+from jupyter_gpumarket.notebook.searching import Amount, amount_nusd, least_tier, price_kind, search_of
 
 _CLIENTS: list[Client] = []
 
@@ -37,24 +44,112 @@ def offers(
     *,
     vram_gib: float | None = None,
     gpu_count: int | None = None,
-    max_price: str | None = None,
+    max_price: Amount | None = None,
     region: str | None = None,
+    tier: str | None = None,
+    kind: str | None = None,
     marketplaces: tuple[str, ...] = (),
+    cpu_cores: int | None = None,
+    memory_gib: float | None = None,
+    hours: float = 1.0,
+    disk_gib: float | None = None,
+    in_gib: float = 0.0,
+    out_gib: float = 0.0,
+    sort: str = "price",
+    refresh: bool = False,
+    limit: int = 1000,
+    explain: bool = False,
 ) -> pl.DataFrame:
-    """What can be rented now, cheapest first. `price_usd_hour` is exact.
+    """What can be rented now, as a frame, best first. Prices in dollars are exact decimals.
+
+    While no account is set up, a dated sample of the markets is shown too; its rows are not `rentable`. Marketplaces
+    that do not answer are named on standard error.
+
+    Args:
+        gpu: the grammar `names:memory:count`, such as "A100:80GB", "24GB..80GB", "H100,H200:80GB..:8".
+        max_price: dearest price an hour, dollars, for all GPUs of an offer.
+        region: "EU", "NA" and the like, or a part of a region's or country's name.
+        tier: ">=verified": this tier or a better one.
+        kind: "spot" or "on_demand".
+        hours, disk_gib, in_gib, out_gib: the job that the all-in price is for.
+        sort: "price", "price_per_gpu", "price_per_vram", "price_per_tflops", "vram", "total" (the job, all in),
+            "cost_to_finish" (with the risk of an interruption), "reliability" or "saving".
+        explain: print which filter removed how many.
 
     Raises:
-        BadRequest: an unknown GPU name; names the nearest.
+        BadRequest: names what cannot be read, and what is near it.
     """
     query = OfferQuery(
         gpu=gpu,
         vram_gib=vram_gib,
         gpu_count=gpu_count,
-        max_price_nusd_hour=None if max_price is None else usd(max_price),
+        max_price_nusd_hour=amount_nusd("max_price", max_price),
         region=region,
         marketplaces=marketplaces,
+        tier=least_tier(tier),
+        kind=price_kind(kind),
+        cpu_cores=cpu_cores,
+        memory_gib=memory_gib,
     )
-    return offers_frame(connect().offers(OfferSearch(query=query)).offers)
+    job = search_of(query, hours=hours, disk_gib=disk_gib, in_gib=in_gib, out_gib=out_gib)
+    found = connect().offers(msgspec.structs.replace(job, sort=sort, refresh=refresh, limit=limit))
+    _tell(found, steps=explain)
+    return offers_frame(found.offers, found.figures, found.baselines)
+
+
+def _tell(found: OfferList, *, steps: bool) -> None:
+    """What a frame has no place for."""
+    for step in found.steps if steps else ():
+        sys.stdout.write(f"{one_line(step.filter)}: {step.before} → {step.after} offers\n")
+    for status in found.statuses:
+        if not status.ok:
+            sys.stderr.write(f"{one_line(status.message, 300)} (its list is {in_words(status.age_s)} old)\n")
+
+
+def explain(offer: pl.DataFrame | Mapping[str, Any]) -> pl.DataFrame:
+    """Why an offer costs what it costs, and ranks where it ranks: `gm.explain(frame[0])`, `frame` being `gm.offers()`.
+
+    Raises:
+        BadRequest: it is no row of `offers()`.
+    """
+    if isinstance(offer, pl.DataFrame):
+        return explained(offer.row(0, named=True) if offer.height else {})
+    return explained(offer)
+
+
+def price_history(gpu: str | None = None, *, days: float = 30, marketplaces: tuple[str, ...] = ()) -> pl.DataFrame:
+    """How prices per GPU were, hour by hour, as far as your broker has seen them. Times are UTC.
+
+    Raises:
+        BadRequest: an unknown GPU name; names the nearest.
+    """
+    since_ms = round(time.time() * 1000 - days * 86_400_000)
+    query = PriceQuery(gpu=gpu, marketplaces=marketplaces, since_ms=max(0, since_ms))
+    return prices_frame(connect().prices(query).points)
+
+
+def save_search(
+    name: str, gpu: str | None = None, *, max_price: Amount, region: str | None = None, tier: str | None = None
+) -> list[SearchView]:
+    """Be told when something fits: the broker looks while it runs, and the sidebar shows it. Returns all searches.
+
+    Raises:
+        BadRequest: names what cannot be read.
+    """
+    query = OfferQuery(
+        gpu=gpu, max_price_nusd_hour=amount_nusd("max_price", max_price), region=region, tier=least_tier(tier)
+    )
+    return connect().keep_search(SavedSearch(name=name, query=query))
+
+
+def searches() -> list[SearchView]:
+    """The saved searches, and what each last found."""
+    return connect().searches()
+
+
+def drop_search(name: str) -> list[SearchView]:
+    """Forget a saved search."""
+    return connect().drop_search(name)
 
 
 def charges(*, since_ms: int = 0, until_ms: int | None = None, lease: str | None = None) -> list[Charge]:

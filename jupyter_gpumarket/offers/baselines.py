@@ -7,13 +7,16 @@ import re
 from functools import cache
 from importlib.resources import files
 
+import msgspec
+
 from jupyter_gpumarket.api import Baseline
 from jupyter_gpumarket.money import usd
-from jupyter_gpumarket.offers.gpus import canonical
+from jupyter_gpumarket.offers.gpus import canonical, same_but_for_bus, specs
 
 HYPERSCALERS = frozenset({"aws", "azure", "gcp", "oci"})
 # Sources that tell no date of their own were read on this day.
 READ = "read 2026-11-20"
+_BUS = re.compile(r"SXM|PCIe|NVL")
 _DATE = re.compile(r"generated (\d{4}-\d{2}-\d{2})")
 
 
@@ -38,4 +41,15 @@ def baselines() -> dict[str, Baseline]:
         )
         if gpu not in cheapest or price.gpu_nusd_hour < cheapest[gpu].gpu_nusd_hour:
             cheapest[gpu] = price
-    return cheapest
+    return {**_of_families(cheapest), **cheapest}
+
+
+def _of_families(cheapest: dict[str, Baseline]) -> dict[str, Baseline]:
+    """Offers that do not tell a card's bus ("A100 80GB") are compared with the cheapest card of that memory."""
+    found: dict[str, Baseline] = {}
+    for name in specs():
+        if not _BUS.search(name):
+            near = [price for gpu, price in cheapest.items() if gpu != name and same_but_for_bus(name, gpu)]
+            if near:
+                found[name] = msgspec.structs.replace(min(near, key=lambda price: price.gpu_nusd_hour), gpu=name)
+    return found

@@ -98,7 +98,10 @@ class Catalogue:
             in_gib=search.in_gib,
             out_gib=search.out_gib,
         )
-        best = [offers[row] for row in ordered(table, search.sort, job, search.limit)]
+        live = sum(len(part.offers) for part in parts.values())
+        rows = ordered(table.filter(pl.col("row") < live), search.sort, job, search.limit)
+        rows += ordered(table.filter(pl.col("row") >= live), search.sort, job, search.limit)[: search.limit - len(rows)]
+        best = [offers[row] for row in rows]
         notes = {id(offer): one.note for one in shown for offer in one.offers}
         now_ms = self._clock.now_ms()
         return OfferList(

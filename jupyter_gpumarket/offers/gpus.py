@@ -73,6 +73,11 @@ def _sibling(name: str, vram_gib: float) -> str | None:
     return min(fitting, key=len) if fitting else None
 
 
+def same_but_for_bus(name: str, other: str) -> bool:
+    """Whether two canonical models differ in nothing but their bus, such as "A100 80GB" and "A100 SXM 80GB"."""
+    return _family(name) == _family(other) and _alike(specs()[name].vram_gib, specs()[other].vram_gib)
+
+
 def _alike(known_gib: float, told_gib: float) -> bool:
     return abs(known_gib - told_gib) <= VRAM_TOLERANCE * known_gib
 

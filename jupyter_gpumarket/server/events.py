@@ -10,7 +10,7 @@ from typing import Any
 from jupyter_gpumarket.server.sight import Notice
 
 SCHEMAS = Path(__file__).parent / "schemas"
-TOPICS = ("broker", "budget", "cost", "lease", "offers", "orphan")
+TOPICS = ("alert", "broker", "budget", "cost", "lease", "offers", "orphan")
 
 
 def schema_id(topic: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jupyter_gpumarket.api import BudgetView, LeaseView, Orphan
+from jupyter_gpumarket.api import Alert, BudgetView, LeaseView, Orphan
 from jupyter_gpumarket.ledger import verdict
 from jupyter_gpumarket.models import Charge, Record
 from jupyter_gpumarket.money import split
@@ -22,6 +22,7 @@ class Sight(Record, frozen=True, kw_only=True):
     ended: tuple[LeaseView, ...] = ()
     budgets: tuple[BudgetView, ...] = ()
     orphans: tuple[Orphan, ...] = ()
+    alerts: tuple[Alert, ...] = ()
     spent_today_nusd: int = 0
 
     @property
@@ -45,7 +46,13 @@ class Notice(Record, frozen=True, kw_only=True):
 def notices(before: Sight | None, now: Sight) -> list[Notice]:
     """What to tell of a look, given the one before. What the first look finds is all news."""
     before = before or Sight(at_ms=0, spent_today_nusd=-1)
-    return [*_leases(before, now), *_limits(before, now), *_orphans(before, now), *_cost(before, now)]
+    return [
+        *_leases(before, now),
+        *_limits(before, now),
+        *_orphans(before, now),
+        *_alerts(before, now),
+        *_cost(before, now),
+    ]
 
 
 def spent_since(charges: Sequence[Charge], since_ms: int) -> int:
@@ -125,6 +132,29 @@ def _orphans(before: Sight, now: Sight) -> list[Notice]:
         for orphan in now.orphans
         if known.get((orphan.marketplace, orphan.rental_id)) != orphan.state
     ]
+
+
+def _alerts(before: Sight, now: Sight) -> list[Notice]:
+    known = set(_found(before))
+    return [
+        Notice(
+            topic="alert",
+            data={
+                "search": alert.search[:MAX_TEXT],
+                "offers": alert.offers,
+                "price_nusd_hour": alert.best.price_nusd_hour,
+                "marketplace": alert.best.marketplace,
+                "gpu": (alert.best.gpu or alert.best.gpu_raw)[:MAX_TEXT],
+                "found_ms": alert.found_ms,
+            },
+        )
+        for alert, key in zip(now.alerts, _found(now), strict=True)
+        if key not in known
+    ]
+
+
+def _found(sight: Sight) -> list[tuple[str, int]]:
+    return [(alert.search, alert.found_ms) for alert in sight.alerts]
 
 
 def _cost(before: Sight, now: Sight) -> list[Notice]:

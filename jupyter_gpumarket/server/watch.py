@@ -137,13 +137,16 @@ class Eyes:
 
     async def look(self, broker: AsyncClient, before: Sight | None) -> Sight:
         """What there is now."""
-        leases, budgets, orphans = await asyncio.gather(broker.leases(), broker.budgets(), broker.orphans())
+        leases, budgets, orphans, searches = await asyncio.gather(
+            broker.leases(), broker.budgets(), broker.orphans(), broker.searches()
+        )
         now = Sight(
             at_ms=time.time_ns() // 1_000_000,
             leases=tuple(leases),
             ended=tuple([await broker.lease(lease_id) for lease_id in _gone(before, leases)]),
             budgets=tuple(budgets),
             orphans=tuple(orphans),
+            alerts=tuple(search.alert for search in searches if search.alert is not None),
             spent_today_nusd=before.spent_today_nusd if before is not None else 0,
         )
         if before is None or _changed(before, now) or time.monotonic() - self._costs_at >= COSTS_EVERY_S:

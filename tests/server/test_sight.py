@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_events import EventLogger
 
-from jupyter_gpumarket.api import BudgetView, LeaseView, NodeView, Orphan
+from jupyter_gpumarket.api import Alert, BudgetView, LeaseView, NodeView, Orphan
 from jupyter_gpumarket.models import (
     Budget,
     Charge,
@@ -19,6 +19,7 @@ from jupyter_gpumarket.models import (
     Lease,
     LeaseRequest,
     LeaseState,
+    Offer,
     OfferQuery,
     Scope,
 )
@@ -42,6 +43,11 @@ def orphan(state: Any = "found") -> Orphan:
     return Orphan(marketplace="pool", rental_id="x" * 500, label="l", found_ms=0, state=state)
 
 
+def alert() -> Alert:
+    best = Offer(marketplace="vast", offer_id="o", machine_id="m", price_nusd_hour=5, seen_ms=0, gpu_raw="x" * 5000)
+    return Alert(search="cheap H100", found_ms=1, offers=3, best=best)
+
+
 def topics(before: Sight | None, now: Sight) -> list[str]:
     return [notice.topic for notice in notices(before, now)]
 
@@ -54,9 +60,16 @@ def line(start_ms: int, end_ms: int, amount: int) -> Charge:
 
 def test_the_first_look_tells_all_and_the_same_again_tells_nothing() -> None:
     """Everything is news once."""
-    sight = Sight(at_ms=1, leases=(view(cost=900),), budgets=(budget(2000),), orphans=(orphan(),), spent_today_nusd=5)
+    sight = Sight(
+        at_ms=1,
+        leases=(view(cost=900),),
+        budgets=(budget(2000),),
+        orphans=(orphan(),),
+        alerts=(alert(),),
+        spent_today_nusd=5,
+    )
 
-    assert topics(None, sight) == ["lease", "budget", "budget", "orphan", "cost"]
+    assert topics(None, sight) == ["lease", "budget", "budget", "orphan", "alert", "cost"]
     assert topics(sight, msgspec.structs.replace(sight, at_ms=2)) == []
 
 
@@ -109,10 +122,17 @@ def test_what_a_marketplace_says_is_bounded_and_every_notice_fits_its_schema() -
 
     for topic in TOPICS:
         logger.add_listener(schema_id=schema_id(topic), listener=hear)
-    sight = Sight(at_ms=1, leases=(view(cost=900),), budgets=(budget(2000),), orphans=(orphan(),), spent_today_nusd=5)
+    sight = Sight(
+        at_ms=1,
+        leases=(view(cost=900),),
+        budgets=(budget(2000),),
+        orphans=(orphan(),),
+        alerts=(alert(),),
+        spent_today_nusd=5,
+    )
     validated = [logger.schemas.validate_event(schema_id(n.topic), n.data) for n in notices(None, sight)]
 
-    assert validated == [None] * 5
+    assert validated == [None] * 6
     with pytest.raises(Exception, match="Additional properties"):
         bus.tell(msgspec.structs.replace(notices(None, sight)[0], data={"more": 1}))
 
