@@ -20,6 +20,7 @@ from jupyter_gpumarket.marketplaces.primeintellect_replies import (
     BillingRow,
     Configuration,
     PastPage,
+    PastPod,
     Pod,
     PodPage,
     Spec,
@@ -155,7 +156,7 @@ class PrimeMarketplace:
             return rental_of(pod)
         # A pod's own page may lag behind the create call: only the listing decides.
         listed = [rental for rental in await self.rentals() if rental.rental_id == rental_id]
-        return listed[0] if listed else gone(rental_id)
+        return listed[0] if listed else await self._ended(rental_id)
 
     async def release(self, rental_id: str) -> None:
         path = f"{PREFIX}/pods/{safe(rental_id)}"
@@ -172,12 +173,9 @@ class PrimeMarketplace:
 
     async def charges(self, rental_id: str) -> list[MarketCharge]:
         """An ended pod's whole bill is in the history; what a living one has cost so far, in the wallet's rows."""
-        query: dict[str, str | int] = {"sort_by": "terminatedAt", "sort_order": "desc", "offset": 0}
-        query["limit"] = LIST_ROWS
-        past: PastPage = await self._http.call("GET", f"{PREFIX}/pods/history", PastPage, query=query)
-        for pod in past.data:
-            if pod.id == rental_id and pod.terminated_at is not None:
-                return [self._line(rental_id, "pod", pod.total_billed_price, pod.created_at, pod.terminated_at)]
+        pod = await self._past(rental_id)
+        if pod is not None and pod.terminated_at is not None:
+            return [self._line(rental_id, "pod", pod.total_billed_price, pod.created_at, pod.terminated_at)]
         wallet = await self._wallet()
         rows = [row for row in wallet.recent_billings if row.resource_id == rental_id]
         return [self._line(rental_id, row.id, row.amount_usd, row.created_at, end_of(row)) for row in rows]
@@ -293,6 +291,27 @@ class PrimeMarketplace:
         found: Pod | None = await self._http.call("GET", path, Pod, absent=NOT_THERE, urgent=urgent)
         return found
 
+    async def _past(self, rental_id: str) -> PastPod | None:
+        query: dict[str, str | int] = {"sort_by": "terminatedAt", "sort_order": "desc", "offset": 0}
+        query["limit"] = LIST_ROWS
+        past: PastPage = await self._http.call("GET", f"{PREFIX}/pods/history", PastPage, query=query)
+        return next((pod for pod in past.data if pod.id == rental_id), None)
+
+    async def _ended(self, rental_id: str) -> Rental:
+        """What the history tells of a pod that is not there any more; without it, it is gone all the same."""
+        ended_ms = None
+        with contextlib.suppress(MarketplaceError):
+            pod = await self._past(rental_id)
+            ended_ms = None if pod is None or pod.terminated_at is None else in_ms(pod.terminated_at)
+        return Rental(
+            marketplace=NAME,
+            rental_id=rental_id,
+            label="",
+            status=RentalStatus.GONE,
+            ended_ms=ended_ms,
+            detail="Prime does not know it",
+        )
+
     async def _wallet(self) -> Wallet:
         query: dict[str, str | int] = {"offset": 0, "limit": LIST_ROWS}
         if self._options.team:
@@ -352,6 +371,7 @@ def image_of(offered: tuple[str, ...], wanted: str) -> str:
 def rental_of(pod: Pod) -> Rental:
     """A pod as the contract tells it."""
     status = status_of(pod)
+    created_ms = None if pod.created_at is None else in_ms(pod.created_at)
     words = pod.installation_failure or f"Prime says {pod.status[:50]}"
     return Rental(
         marketplace=NAME,
@@ -361,16 +381,11 @@ def rental_of(pod: Pod) -> Rental:
         price_nusd_hour=None if pod.price_hr is None else price_nusd(NAME, pod.price_hr),
         kind=PriceKind.SPOT if pod.is_spot else PriceKind.ON_DEMAND,
         address=address_of(pod) if status is RentalStatus.RUNNING else None,
-        created_ms=None if pod.created_at is None else in_ms(pod.created_at),
+        created_ms=created_ms,
+        # Where provisioning is free, the bill begins later, and when is not told.
+        billed_from_ms=None if pod.provisioning_price_hr == 0 else created_ms,
         ended_ms=None if pod.terminated_at is None else in_ms(pod.terminated_at),
         detail="" if status in (RentalStatus.PENDING, RentalStatus.RUNNING) else words.strip()[:500],
-    )
-
-
-def gone(rental_id: str) -> Rental:
-    """What Prime does not know (any more)."""
-    return Rental(
-        marketplace=NAME, rental_id=rental_id, label="", status=RentalStatus.GONE, detail="Prime does not know it"
     )
 
 

@@ -111,6 +111,7 @@ class Pod(Reply, frozen=True, kw_only=True):
     installation_status: str | None = None
     installation_failure: str | None = None
     price_hr: Decimal | None = None
+    provisioning_price_hr: Decimal | None = None
     ssh_connection: str | list[str | None] | None = None
     created_at: datetime | None = None
     terminated_at: datetime | None = None

@@ -385,9 +385,9 @@ def is_asked_for(row: dict[str, Any], query: dict[str, str]) -> bool:
 
 
 def cost(rental: SimRental, now_ms: int) -> int:
-    """Nano-dollars so far: by the second from the create call, provisioning included."""
-    end_ms = rental.ended_ms or now_ms
-    return cost_nusd(rental.rate_nusd_hour, max(0, end_ms - rental.created_ms))
+    """Nano-dollars so far: by begun seconds from the create call, provisioning included."""
+    seconds = -((rental.created_ms - (rental.ended_ms or now_ms)) // 1000)
+    return cost_nusd(rental.rate_nusd_hour, max(0, seconds) * 1000)
 
 
 def billing(rental: SimRental, now_ms: int) -> dict[str, Any]:

@@ -220,7 +220,9 @@ async def test_the_bill_is_there_before_and_after_the_end(stand: Standing) -> No
     (so_far,) = await stand.market.charges(rental.rental_id)
     await stand.world.release_all()
     (whole,) = await stand.market.charges(rental.rental_id)
+    gone = await stand.market.rental(rental.rental_id)
 
+    assert (gone.status, gone.ended_ms) == (RentalStatus.GONE, whole.end_ms)
     assert (so_far.final, whole.final) == (False, True)
     assert 0 < so_far.amount_nusd <= whole.amount_nusd
     assert Decimal(whole.native_amount) * 10**9 == whole.amount_nusd
