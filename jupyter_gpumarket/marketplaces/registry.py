@@ -18,6 +18,7 @@ from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.marketplaces.primeintellect import PrimeMarketplace, PrimeOptions
 from jupyter_gpumarket.marketplaces.runpod import RunpodMarketplace, RunpodOptions
 from jupyter_gpumarket.marketplaces.targon import TargonMarketplace, TargonOptions
+from jupyter_gpumarket.marketplaces.shadeform import ShadeformMarketplace, ShadeformOptions
 from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions
 
 
@@ -44,6 +45,7 @@ MARKETPLACES: tuple[Entry, ...] = (
     Entry(
         name="akash", options=AkashOptions, needs_key=True, factory=AkashMarketplace, lists_without_key=True
     ),
+    Entry(name="shadeform", options=ShadeformOptions, needs_key=True, factory=ShadeformMarketplace),
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from jupyter_gpumarket.simulator.lium import LiumStandIn
 from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
 from jupyter_gpumarket.simulator.runpod import RunpodStandIn
 from jupyter_gpumarket.simulator.targon import TargonStandIn
+from jupyter_gpumarket.simulator.shadeform import ShadeformStandIn
 from jupyter_gpumarket.simulator.vast import VastStandIn
 from jupyter_gpumarket.simulator.web import Server, StandIn
 from jupyter_gpumarket.simulator.yard import Yard
@@ -60,6 +61,7 @@ STAND_INS: dict[str, Maker] = {
     "targon": lambda yard, faults, key, figures: TargonStandIn(yard, faults, key, show_figures=figures),
     "primeintellect": lambda yard, faults, key, figures: PrimeStandIn(yard, faults, key, show_figures=figures),
     "akash": lambda yard, faults, key, _: AkashStandIn(yard, faults, key),
+    "shadeform": lambda yard, faults, key, figures: ShadeformStandIn(yard, faults, key, show_figures=figures),
 }
 
 

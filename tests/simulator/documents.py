@@ -20,18 +20,20 @@ KEPT = Path("shared") / "openapi"
 class Document:
     """One OpenAPI document. `differences` gathers what does not fit it, as (method, path, side, field)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, prefix: str = "") -> None:
         files = [parent / KEPT / name for parent in Path(__file__).parents]
         file = next((file for file in files if file.exists()), None)
         if file is None:
             pytest.skip(f"the API document {name} is not here")
         self._whole = with_nulls(yaml.safe_load(file.read_text("utf-8")))
+        self._prefix = prefix
         self.differences: set[tuple[str, str, str, str]] = set()
         self.checked: set[tuple[str, str, int]] = set()
 
     def observe(self, call: Call, reply: Reply) -> None:
         """Hold one exchange against the document."""
-        template = next((path for path in self._whole["paths"] if fits(path, call.path)), None)
+        path = call.path.removeprefix(self._prefix)
+        template = next((known for known in self._whole["paths"] if fits(known, path)), None)
         if template is None or call.method.lower() not in self._whole["paths"][template]:
             self.differences.add((call.method, call.path, "path", "not in the document"))
             return

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
+from jupyter_gpumarket.simulator.shadeform import ShadeformStandIn
 from jupyter_gpumarket.simulator.web import Call, Reply
-from tests.marketplaces import test_primeintellect
+from tests.marketplaces import test_primeintellect, test_shadeform
 from tests.pool_fixtures import RunningPool, pools
 from tests.simulator.documents import Document
 from tests.simulator.standing import standing
@@ -47,3 +48,16 @@ async def test_prime_speaks_as_its_documents_say(running: RunningPool) -> None:
     assert compute.differences == EXPLAINED_PRIME
     assert billing.differences == set()
     assert len(compute.checked) >= 8
+
+
+async def test_shadeform_speaks_as_its_document_says(running: RunningPool) -> None:
+    """Each request of the adapter and each reply of the stand-in fits the document that there is of Shadeform."""
+    document = Document("shadeform/shadeform-openapi.yml", prefix="/v1")
+    async with standing(
+        running, ShadeformStandIn, test_shadeform.adapter, test_shadeform.is_create, test_shadeform.is_release
+    ) as stand:
+        stand.server.observe = document.observe
+        await whole_life(stand)
+
+    assert document.differences == set()
+    assert len(document.checked) >= 7
