@@ -17,8 +17,8 @@ from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.marketplaces.primeintellect import PrimeMarketplace, PrimeOptions
 from jupyter_gpumarket.marketplaces.runpod import RunpodMarketplace, RunpodOptions
-from jupyter_gpumarket.marketplaces.targon import TargonMarketplace, TargonOptions
 from jupyter_gpumarket.marketplaces.shadeform import ShadeformMarketplace, ShadeformOptions
+from jupyter_gpumarket.marketplaces.targon import TargonMarketplace, TargonOptions
 from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions
 
 

@@ -25,8 +25,8 @@ from jupyter_gpumarket.simulator.faults import FaultBoard
 from jupyter_gpumarket.simulator.lium import LiumStandIn
 from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
 from jupyter_gpumarket.simulator.runpod import RunpodStandIn
-from jupyter_gpumarket.simulator.targon import TargonStandIn
 from jupyter_gpumarket.simulator.shadeform import ShadeformStandIn
+from jupyter_gpumarket.simulator.targon import TargonStandIn
 from jupyter_gpumarket.simulator.vast import VastStandIn
 from jupyter_gpumarket.simulator.web import Server, StandIn
 from jupyter_gpumarket.simulator.yard import Yard
