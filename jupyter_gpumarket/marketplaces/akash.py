@@ -254,12 +254,14 @@ class AkashMarketplace:
         dseq = str(created.dseq)
         lease = {"dseq": dseq, "gseq": bid.id.gseq, "oseq": bid.id.oseq, "provider": bid.id.provider}
         body = {"manifest": created.manifest, "leases": [lease]}
+        # Blocks are billed from the lease on, not from the auction.
+        asked_ms = self._clock.now_ms()
         reply: HoldingReply = await self._http.call(
             "POST", "/v1/leases", HoldingReply, body=body, may_cost=True, judge=judge_accept
         )
         if reply.data.dseq != dseq or not reply.data.leases:
             raise OutcomeUnknown(NAME, f"POST /v1/leases: an answer without a lease of deployment {dseq}")
-        return self._rental(reply.data, label)
+        return msgspec.structs.replace(self._rental(reply.data, label), billed_from_ms=asked_ms)
 
     # ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -13,6 +13,7 @@ from jupyter_gpumarket.config import Folders, Secret, Settings, credential
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.marketplaces.akash import AkashMarketplace, AkashOptions
 from jupyter_gpumarket.marketplaces.base import Marketplace
+from jupyter_gpumarket.marketplaces.ionet import IonetMarketplace, IonetOptions
 from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.marketplaces.primeintellect import PrimeMarketplace, PrimeOptions
@@ -46,6 +47,9 @@ MARKETPLACES: tuple[Entry, ...] = (
         name="akash", options=AkashOptions, needs_key=True, factory=AkashMarketplace, lists_without_key=True
     ),
     Entry(name="shadeform", options=ShadeformOptions, needs_key=True, factory=ShadeformMarketplace),
+    Entry(
+        name="ionet", options=IonetOptions, needs_key=True, factory=IonetMarketplace, lists_without_key=True
+    ),
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.simulator.akash import AkashStandIn
 from jupyter_gpumarket.simulator.faults import FaultBoard
+from jupyter_gpumarket.simulator.ionet import IonetStandIn
 from jupyter_gpumarket.simulator.lium import LiumStandIn
 from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
 from jupyter_gpumarket.simulator.runpod import RunpodStandIn
@@ -62,6 +63,7 @@ STAND_INS: dict[str, Maker] = {
     "primeintellect": lambda yard, faults, key, figures: PrimeStandIn(yard, faults, key, show_figures=figures),
     "akash": lambda yard, faults, key, _: AkashStandIn(yard, faults, key),
     "shadeform": lambda yard, faults, key, figures: ShadeformStandIn(yard, faults, key, show_figures=figures),
+    "ionet": lambda yard, faults, key, _: IonetStandIn(yard, faults, key),
 }
 
 

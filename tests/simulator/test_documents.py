@@ -9,9 +9,10 @@ import pytest
 
 from jupyter_gpumarket.models import OfferQuery, RentalStatus
 from jupyter_gpumarket.simulator.akash import AkashStandIn
+from jupyter_gpumarket.simulator.ionet import IonetStandIn
 from jupyter_gpumarket.simulator.runpod import RunpodStandIn
 from jupyter_gpumarket.simulator.vast import VastStandIn
-from tests.marketplaces import test_akash, test_runpod, test_vast
+from tests.marketplaces import test_akash, test_ionet, test_runpod, test_vast
 from tests.marketplaces.contract import new_label
 from tests.pool_fixtures import RunningPool, pools
 from tests.simulator.documents import Document
@@ -98,3 +99,16 @@ async def test_akash_speaks_as_its_document_says(running: RunningPool) -> None:
     told = {difference for difference in document.differences if not difference[3].endswith("dseq: pattern")}
     assert told <= EXPLAINED_AKASH
     assert len(document.checked) >= 12
+
+
+async def test_ionet_speaks_as_its_document_says(running: RunningPool) -> None:
+    """Each request of the adapter and each reply of the stand-in fits io.net's document and its changes since."""
+    document = Document("ionet.json", "ionet-2026-overlay.json")
+    async with standing(
+        running, IonetStandIn, test_ionet.adapter, test_ionet.is_create, test_ionet.is_release
+    ) as stand:
+        stand.server.observe = document.observe
+        await whole_life(stand)
+
+    assert document.differences == set()
+    assert len(document.checked) >= 7
