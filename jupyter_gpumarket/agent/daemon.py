@@ -30,7 +30,6 @@ from jupyter_gpumarket.agent.network import loopback_id
 from jupyter_gpumarket.agent.outbox import Outbox
 from jupyter_gpumarket.agent.runs import Run, RunStore
 from jupyter_gpumarket.agent.session import OBEY_S, Session
-from jupyter_gpumarket.agent.streams import Streams
 from jupyter_gpumarket.agent.use import UseMeter, start_nvml
 from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.errors import BadRequest, PeerRestarted, WireError
@@ -39,6 +38,7 @@ from jupyter_gpumarket.wire import messages as m
 from jupyter_gpumarket.wire.frames import MAX_PAYLOAD_BYTES
 from jupyter_gpumarket.wire.mapping import MapOrder
 from jupyter_gpumarket.wire.peer import Peer
+from jupyter_gpumarket.wire.streams import Streams
 
 USE_EVERY_S = 3.0
 HEARTBEAT_EVERY_S = 1.0

@@ -94,6 +94,8 @@ class Desk:
                 in_memory=len(worker.has_what),
                 memory_bytes=int(worker.metrics.get("memory", 0) or 0) if worker.metrics else 0,
                 occupancy_s=round(float(worker.occupancy), 1),
+                nthreads=int(worker.nthreads),
+                memory_limit=int(worker.memory_limit or 0),
             )
             for worker in list(self._scheduler.workers.values())
         )

@@ -20,7 +20,7 @@ from jupyter_gpumarket.api.clusters import (
     RunView,
 )
 from jupyter_gpumarket.api.columns import OfferColumns
-from jupyter_gpumarket.api.dask import DaskRetire, DaskTasks, DaskView, DaskWish, DaskWorkerView
+from jupyter_gpumarket.api.dask import DaskAccess, DaskRetire, DaskTasks, DaskView, DaskWish, DaskWorkerView
 from jupyter_gpumarket.api.doors import (
     BrokerInfo,
     BudgetSetting,
@@ -59,6 +59,7 @@ from jupyter_gpumarket.api.facts import (
     RunEnded,
     RunStarted,
 )
+from jupyter_gpumarket.api.groups import Aim, ClusterView, ClusterWish, Decision
 from jupyter_gpumarket.api.maps import ItemState, ItemView, MapNews, MapRequest, MapState, MapView, SeatView
 from jupyter_gpumarket.api.nodes import GpuUse, NodeUse, NodeView, SetupStep
 from jupyter_gpumarket.api.offers import (
@@ -77,6 +78,7 @@ from jupyter_gpumarket.api.offers import (
 
 __all__ = [
     "API_VERSION",
+    "Aim",
     "Alert",
     "AnyFact",
     "Attach",
@@ -86,14 +88,18 @@ __all__ = [
     "BudgetView",
     "ClusterAccess",
     "ClusterInfo",
+    "ClusterView",
+    "ClusterWish",
     "CostList",
     "CostQuery",
+    "DaskAccess",
     "DaskRetire",
     "DaskTasks",
     "DaskView",
     "DaskWish",
     "DaskWorkerView",
     "DeadlineChange",
+    "Decision",
     "Detach",
     "DropSearch",
     "ExtendRequest",

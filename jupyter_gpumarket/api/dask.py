@@ -23,6 +23,7 @@ class DaskWish(Request, frozen=True, kw_only=True):
     nthreads: Count = 0
     memory_limit: str = "auto"
     nanny: bool = True
+    dashboard: bool = False
     allowed_failures: Count = 3
     environment: dict[str, str] = {}
 
@@ -32,6 +33,20 @@ class DaskRetire(Request, frozen=True, kw_only=True):
 
     lease_id: str
     reason: str = ""
+
+
+class DaskAccess(Record, frozen=True, kw_only=True):
+    """POST /v1/dask/access: a way to the scheduler for a client on the user's side, with a certificate of its own.
+
+    It listens on this machine's loopback while the cluster process runs. Whoever speaks to a scheduler may be made to
+    run code by it, so doors ask for this only where the nodes are the user's own. `ca`, `cert` and `key` are paths.
+    """
+
+    address: str
+    ca: str
+    cert: str
+    key: str
+    dashboard: str = ""
 
 
 class DaskWorkerView(Record, frozen=True, kw_only=True):
@@ -45,6 +60,8 @@ class DaskWorkerView(Record, frozen=True, kw_only=True):
     processing: int = 0
     in_memory: int = 0
     memory_bytes: int = 0
+    memory_limit: int = 0
+    nthreads: int = 0
     occupancy_s: float = 0.0
     reason: str = ""
 

@@ -23,7 +23,17 @@ import httpx
 import msgspec
 import psutil
 
-from jupyter_gpumarket.api import Attach, ClusterAccess, DeadlineChange, Detach, NodeView, Problem
+from jupyter_gpumarket.api import (
+    Attach,
+    ClusterAccess,
+    DaskRetire,
+    DaskView,
+    DaskWish,
+    DeadlineChange,
+    Detach,
+    NodeView,
+    Problem,
+)
 from jupyter_gpumarket.broker.logs import Redactor
 from jupyter_gpumarket.broker.web import TokenBook
 from jupyter_gpumarket.clock import Clock
@@ -178,6 +188,34 @@ class Clusters:
         process = await self._living(cluster_of(lease))
         if process is not None:
             await self._call(process, "POST", f"/v1/runs/{_part(run_id)}/interrupt")
+
+    async def dask(self, lease: Lease) -> DaskView | None:
+        """How Dask runs on the lease's cluster; None when that cannot be told quickly."""
+        process = self._file(cluster_of(lease))
+        if process is None:
+            return None
+        try:
+            reply = await self._call(process, "GET", "/v1/dask", timeout_s=GLANCE_TIMEOUT_S)
+            return msgspec.json.decode(reply, type=DaskView)
+        except (NodeError, msgspec.DecodeError):
+            return None
+
+    async def start_dask(self, lease: Lease, wish: DaskWish) -> None:
+        """Have Dask run on the lease's cluster.
+
+        Raises:
+            NodeError: the cluster process does not take the order.
+        """
+        await self._call(await self._running(cluster_of(lease)), "PUT", "/v1/dask", wish)
+
+    async def retire(self, lease: Lease, reason: str) -> None:
+        """Have the node's Dask workers retired.
+
+        Raises:
+            NodeError: the cluster process does not take the order.
+        """
+        body = DaskRetire(lease_id=lease.lease_id, reason=reason)
+        await self._call(await self._running(cluster_of(lease)), "POST", "/v1/dask/retire", body)
 
     async def keep_alive(self, leases: list[Lease]) -> None:
         """Start again what has died although it still has nodes, and give it its nodes back."""

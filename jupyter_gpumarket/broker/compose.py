@@ -17,6 +17,7 @@ from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.closing import Closing
 from jupyter_gpumarket.broker.clusters import Clusters
 from jupyter_gpumarket.broker.facts import FactIntake
+from jupyter_gpumarket.broker.groups import Groups
 from jupyter_gpumarket.broker.logs import Redactor
 from jupyter_gpumarket.broker.machines import MachineMemory
 from jupyter_gpumarket.broker.purse import Purse
@@ -117,6 +118,7 @@ def compose(folders: Folders, *, tokens: TokenBook, redactor: Redactor, url: str
             facts=FactIntake(store=journal, engine=engine, clock=clock),
             prices=prices,
             alerts=Alerts(book=prices, catalogue=catalogue, clock=clock),
+            groups=Groups(store=journal, books=books, clusters=clusters, clock=clock),
             stop=stop,
         )
     except BaseException:

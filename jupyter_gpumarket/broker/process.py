@@ -43,6 +43,7 @@ UPKEEP_EVERY_S = 1.0
 KEEP_ALIVE_EVERY_S = 3.0
 SEARCH_EVERY_S = 120.0
 IDLE_EVERY_S = 1.0
+GROUPS_EVERY_S = 1.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -227,6 +228,7 @@ def _beats(broker: Broker, folders: Folders, stop: asyncio.Event) -> list[Corout
         _beat("closing the books", UPKEEP_EVERY_S, close_books),
         _beat("keeping cluster processes alive", KEEP_ALIVE_EVERY_S, keep_clusters),
         _beat("looking for saved searches", SEARCH_EVERY_S, parts.alerts.look),
+        _beat("keeping clusters at their size", GROUPS_EVERY_S, lambda: parts.groups.look(service)),
         _beat("looking whether anything is left to do", IDLE_EVERY_S, end_when_idle),
     ]
 

@@ -9,6 +9,8 @@ from jupyter_gpumarket.api import (
     BudgetSetting,
     BudgetView,
     ClusterAccess,
+    ClusterView,
+    ClusterWish,
     CostList,
     CostQuery,
     DropSearch,
@@ -108,6 +110,22 @@ async def _cluster(service: Service, call: Call) -> ClusterAccess:
     return await service.cluster(call.parts["lease"])
 
 
+async def _keep_cluster(service: Service, call: Call) -> ClusterView:
+    return await service.groups.keep(call.parts["name"], call.body, service)
+
+
+async def _end_cluster(service: Service, call: Call) -> ClusterView:
+    return await service.groups.end(call.parts["name"], service)
+
+
+async def _cluster_view(service: Service, call: Call) -> ClusterView:
+    return service.groups.view(call.parts["name"])
+
+
+async def _clusters(service: Service, _call: Call) -> list[ClusterView]:
+    return service.groups.views()
+
+
 async def _start_run(service: Service, call: Call) -> CellRun:
     return await service.start_run(call.body)
 
@@ -171,6 +189,10 @@ ROUTES: tuple[Route, ...] = (
     _route("POST", "/v1/leases/{lease}/extend", _extend, LeaseView, "New totals for it", body=ExtendRequest),
     _route("GET", "/v1/leases/{lease}/story", _story, list[JournalLine], "What the journal tells about a lease"),
     _route("GET", "/v1/leases/{lease}/cluster", _cluster, ClusterAccess, "Where its cluster process listens"),
+    _route("GET", "/v1/clusters", _clusters, list[ClusterView], "The clusters that are kept at a size"),
+    _route("PUT", "/v1/clusters/{name}", _keep_cluster, ClusterView, "Have or change one", body=ClusterWish),
+    _route("GET", "/v1/clusters/{name}", _cluster_view, ClusterView, "Its nodes, money, Dask, and why"),
+    _route("POST", "/v1/clusters/{name}/end", _end_cluster, ClusterView, "Give all its nodes back"),
     _route("POST", "/v1/runs", _start_run, CellRun, "Before a cell runs: check budgets, journal", body=RunWish),
     _route(
         "GET",

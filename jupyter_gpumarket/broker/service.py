@@ -45,6 +45,7 @@ from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.closing import Closing, rentals_of
 from jupyter_gpumarket.broker.clusters import Clusters
 from jupyter_gpumarket.broker.facts import FactIntake
+from jupyter_gpumarket.broker.groups import Groups
 from jupyter_gpumarket.broker.purse import Purse
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.config import Folders
@@ -111,6 +112,7 @@ class Parts:
     facts: FactIntake
     prices: PriceBook
     alerts: Alerts
+    groups: Groups
     stop: Callable[[], None]
 
 
@@ -136,6 +138,7 @@ class Service:
         if parts.clock.monotonic_s() - self._touched_s < after_s:
             return False
         busy = any(orphan.state != "gone" for orphan in parts.engine.orphans())
+        busy = busy or parts.groups.has_work()
         return not busy and not parts.books.open_leases() and not parts.books.unclosed()
 
     async def health(self) -> BrokerInfo:
@@ -254,6 +257,11 @@ class Service:
         for run in self._parts.journal.runs(lease_id=lease.lease_id):
             lines += self._parts.journal.entries(subject=run.run_id)
         return sorted(lines, key=lambda line: line.seq)
+
+    @property
+    def groups(self) -> Groups:
+        """The clusters that are kept at a size; what they rent and give back goes through this service."""
+        return self._parts.groups
 
     async def cluster(self, named: str) -> ClusterAccess:
         """Where a lease's cluster process listens."""

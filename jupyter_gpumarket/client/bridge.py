@@ -102,6 +102,11 @@ class ClusterClient(_Bridged):
     resume_map = _bridged(AsyncClusterClient.resume_map)
     has_blob = _bridged(AsyncClusterClient.has_blob)
     nodes = _bridged(AsyncClusterClient.nodes)
+    dask = _bridged(AsyncClusterClient.dask)
+    start_dask = _bridged(AsyncClusterClient.start_dask)
+    stop_dask = _bridged(AsyncClusterClient.stop_dask)
+    dask_access = _bridged(AsyncClusterClient.dask_access)
+    retire_dask = _bridged(AsyncClusterClient.retire_dask)
     restart_session = _bridged(AsyncClusterClient.restart_session)
     node_log = _bridged(AsyncClusterClient.node_log)
 
@@ -122,6 +127,10 @@ class Client(_Bridged):
     release = _bridged(AsyncClient.release)
     extend = _bridged(AsyncClient.extend)
     story = _bridged(AsyncClient.story)
+    keep_cluster = _bridged(AsyncClient.keep_cluster)
+    cluster_view = _bridged(AsyncClient.cluster_view)
+    clusters = _bridged(AsyncClient.clusters)
+    end_cluster = _bridged(AsyncClient.end_cluster)
     start_run = _bridged(AsyncClient.start_run)
     run_cost = _bridged(AsyncClient.run_cost)
     costs = _bridged(AsyncClient.costs)
@@ -140,6 +149,11 @@ class Client(_Bridged):
     def cluster(self, lease: str) -> ClusterClient:
         """The cluster process of a lease."""
         return ClusterClient(_LOOP.run(self._twin.cluster(lease)))
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    """Run what uses async clients to its end, in their loop; Ctrl-C cancels it and is raised."""
+    return _LOOP.run(work)
 
 
 def connect(folders: Folders | None = None, *, start: bool = True, timeout_s: float = 15) -> Client:

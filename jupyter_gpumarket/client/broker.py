@@ -13,6 +13,8 @@ from jupyter_gpumarket.api import (
     BudgetSetting,
     BudgetView,
     ClusterAccess,
+    ClusterView,
+    ClusterWish,
     CostList,
     CostQuery,
     DropSearch,
@@ -161,6 +163,30 @@ class AsyncClient:
             return Endpoint(url=access.url, token=Secret(access.token))
 
         return AsyncClusterClient(await find(), find)
+
+    async def keep_cluster(self, name: str, wish: ClusterWish) -> ClusterView:
+        """Have a cluster of this name, or change it; it is brought to its size from then on.
+
+        Raises:
+            BudgetExceeded: a budget does not cover its first nodes.
+        """
+        view: ClusterView = await self._call("PUT", f"/v1/clusters/{_part(name)}", ClusterView, body=wish)
+        return view
+
+    async def cluster_view(self, name: str) -> ClusterView:
+        """A cluster by name: nodes, money, Dask, and the decisions about its size."""
+        view: ClusterView = await self._call("GET", f"/v1/clusters/{_part(name)}", ClusterView)
+        return view
+
+    async def clusters(self) -> list[ClusterView]:
+        """The clusters that are kept."""
+        views: list[ClusterView] = await self._call("GET", "/v1/clusters", list[ClusterView])
+        return views
+
+    async def end_cluster(self, name: str) -> ClusterView:
+        """Give all nodes of a cluster back."""
+        view: ClusterView = await self._call("POST", f"/v1/clusters/{_part(name)}/end", ClusterView)
+        return view
 
     async def start_run(self, wish: RunWish) -> CellRun:
         """Before a cell runs: budgets are checked and the wish is journaled. The same `run_id` twice is one run.

@@ -7,7 +7,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from jupyter_gpumarket.api import MapNews, MapRequest, MapView, MessageBatch, NodeView, RunRequest, RunView
+from jupyter_gpumarket.api import (
+    DaskAccess,
+    DaskRetire,
+    DaskView,
+    DaskWish,
+    MapNews,
+    MapRequest,
+    MapView,
+    MessageBatch,
+    NodeView,
+    RunRequest,
+    RunView,
+)
 from jupyter_gpumarket.client.http import Conversation, Endpoint, Gone
 from jupyter_gpumarket.errors import GpuMarketError, Unreachable
 
@@ -98,6 +110,32 @@ class AsyncClusterClient:
         """The nodes as the cluster process sees them."""
         views: list[NodeView] = await self._call("GET", "/v1/nodes", list[NodeView])
         return views
+
+    async def dask(self) -> DaskView:
+        """How Dask runs on the nodes."""
+        view: DaskView = await self._call("GET", "/v1/dask", DaskView)
+        return view
+
+    async def start_dask(self, wish: DaskWish) -> DaskView:
+        """Have a scheduler on the most reliable node and workers on all, from now on."""
+        view: DaskView = await self._call("PUT", "/v1/dask", DaskView, body=wish)
+        return view
+
+    async def stop_dask(self) -> DaskView:
+        """End all Dask processes; the nodes stay."""
+        view: DaskView = await self._call("DELETE", "/v1/dask", DaskView)
+        return view
+
+    async def retire_dask(self, lease_id: str, reason: str = "") -> DaskView:
+        """Move what a node's workers hold to others, and end them, before the node goes."""
+        body = DaskRetire(lease_id=lease_id, reason=reason)
+        view: DaskView = await self._call("POST", "/v1/dask/retire", DaskView, body=body)
+        return view
+
+    async def dask_access(self) -> DaskAccess:
+        """A way for a Dask client on this machine to the scheduler. Only for nodes that are the user's own."""
+        access: DaskAccess = await self._call("POST", "/v1/dask/access", DaskAccess)
+        return access
 
     async def restart_session(self, lease_id: str, session: str = "main") -> None:
         """Kill a session's kernel and start a new one; its runs end as errors."""

@@ -96,9 +96,10 @@ def tls_options() -> dict[str, str]:
     return {"tls-ca-file": "ca.pem", "tls-cert": "cert.pem", "tls-key": "key.pem"}
 
 
-def scheduler_order(name: str, port: int, files: Files, wish: DaskWish) -> StartDask:
+def scheduler_order(name: str, *, port: int, dashboard_port: int, files: Files, wish: DaskWish) -> StartDask:
     """The order for the head."""
-    options = {"protocol": "tls", "host": LOOPBACK, "port": str(port), "no-dashboard": "", "preload": HEAD_MODULE}
+    options = {"protocol": "tls", "host": LOOPBACK, "port": str(port), "preload": HEAD_MODULE}
+    options |= {"dashboard-address": f"{LOOPBACK}:{dashboard_port}"} if wish.dashboard else {"no-dashboard": ""}
     failures = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(wish.allowed_failures)}
     return StartDask(
         role="scheduler",

@@ -18,13 +18,15 @@ from typing import Literal
 
 import msgspec
 
-from jupyter_gpumarket.api import DaskTasks, DaskView, DaskWish, DaskWorkerView
+from jupyter_gpumarket.api import DaskAccess, DaskTasks, DaskView, DaskWish, DaskWorkerView
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster import dask_plan as plan
 from jupyter_gpumarket.cluster.authority import Identity, issue, new_authority
 from jupyter_gpumarket.cluster.fleet_members import Member, Process
+from jupyter_gpumarket.cluster.local_door import LocalDoor
 from jupyter_gpumarket.cluster.node import Node
 from jupyter_gpumarket.cluster.relay import STREAM_MESSAGES, Relay, Target
+from jupyter_gpumarket.cluster.ways import Ways
 from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import Record
@@ -66,8 +68,8 @@ class Fleet:
         self._stats: dict[str, wire.DaskWorkerStatus] = {}
         self._retired: set[str] = set()
         self._notices: list[str] = []
-        self._routes: dict[tuple[str, int], str] = {}
-        self._listening: set[asyncio.Task[None]] = set()
+        self._door: LocalDoor | None = None
+        self._ways = Ways(self.relay, taken=self._port_is_taken, changed=self._wake.set)
         self._record = FleetRecord()
         with contextlib.suppress(FileNotFoundError):
             self._record = msgspec.json.decode(self._file.read_bytes(), type=FleetRecord)
@@ -116,6 +118,31 @@ class Fleet:
         self._retired.update(names)
         return self.view()
 
+    async def access(self) -> DaskAccess:
+        """A way for a client of the user's own to the scheduler (and its dashboard), on this machine's loopback.
+
+        Raises:
+            BadRequest: no scheduler runs.
+        """
+        scheduler = self._scheduler()
+        if scheduler is None or scheduler.state != "running" or self._record.wish is None:
+            raise BadRequest("no Dask scheduler runs on this cluster now")
+        assert self._record.authority is not None
+        folder = self._file.parent
+        if self._door is None:
+            self._door = LocalDoor(self.relay)
+        identity = issue(self._record.authority, "door", self._now())
+        files = plan.Files(authority=self._record.authority.certificate, own=identity).named()
+        for name, content in files.items():
+            write_private(folder / f"door-{name}", content)
+        port = await self._door.port_to(Target(lease_id=scheduler.lease_id, port=scheduler.port))
+        dashboard = ""
+        if self._record.wish.dashboard:
+            way = await self._door.port_to(Target(lease_id=scheduler.lease_id, port=scheduler.nanny_port))
+            dashboard = f"http://{plan.LOOPBACK}:{way}/status"
+        paths = {name.removesuffix(".pem"): str(folder / f"door-{name}") for name in files}
+        return DaskAccess(address=f"tls://{plan.LOOPBACK}:{port}", dashboard=dashboard, **paths)
+
     def view(self) -> DaskView:
         """How it is."""
         scheduler = self._scheduler()
@@ -132,7 +159,7 @@ class Fleet:
             address=scheduler.address if scheduler else "",
             workers=workers,
             tasks=self._tasks,
-            relayed=sum(1 for network, _ in self._routes if network in networks),
+            relayed=self._ways.count(networks),
             direct=direct,
             relayed_bytes=self.relay.relayed_bytes,
             notices=tuple(self._notices),
@@ -151,8 +178,9 @@ class Fleet:
 
     def close(self) -> None:
         """Let go; agents and what they run go on."""
-        for task in list(self._listening):
-            task.cancel()
+        self._ways.close()
+        if self._door is not None:
+            self._door.close()
         self.relay.close()
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,7 +201,7 @@ class Fleet:
 
     def _met(self, member: Member, report: wire.AgentReady) -> None:
         """A fresh contact: no stream that was there before is there any more."""
-        self._forget_routes(member)
+        self._ways.forget_member(member.lease_id)
         member.meet(report, self._clock.monotonic_s())
         self.relay.join(member.lease_id, member.node.talk.send)
         for process in self._processes.values():
@@ -218,16 +246,24 @@ class Fleet:
             occupancy_s=max(0.0, min(report.occupancy_s, 1e9)),
             poisoned=tuple(key[:200] for key in report.poisoned[:20]),
         )
+        self._note_work()
         for name in report.retired:
             process = self._processes.get(name)
             if process is not None and process.state != "retired":
                 process.state = "retired"
                 self._wake.set()
 
+    def _note_work(self) -> None:
+        """Nodes whose workers have tasks are not idle, though no cell runs there; nor is the head meanwhile."""
+        busy = {p.lease_id for p in self._workers() if (s := self._stats.get(p.name)) is not None and s.processing}
+        for lease_id in busy | ({self._record.head} if busy else set()):
+            if (member := self._members.get(lease_id)) is not None:
+                member.node.talk.progress.other_work_ms = self._clock.now_ms()
+
     # ── comparing and mending ────────────────────────────────────────────────────────────────────────────────────────
 
     def _tend(self) -> None:
-        for process in [p for p in self._processes.values() if self._is_lost(p)]:
+        for process in [p for p in self._processes.values() if p.lease_id not in self._members or self._is_lost(p)]:
             self._forget(process)
             if process.is_scheduler:
                 self._lose_head("the scheduler's node does not run it any more")
@@ -244,7 +280,7 @@ class Fleet:
         if scheduler.state != "running":
             self._hurry(scheduler)
             return
-        self._make_routes()
+        self._make_ways()
         for member in self._ready_members():
             self._make_workers(member, scheduler, wish)
 
@@ -289,7 +325,14 @@ class Fleet:
         process = self._new_process(member, f"scheduler-{generation}", slot=None, gpu=None)
         process.is_scheduler = True
         member.names.add(process.name)
-        member.node.talk.order(plan.scheduler_order(process.name, process.port, self._files(member), wish))
+        order = plan.scheduler_order(
+            process.name,
+            port=process.port,
+            dashboard_port=process.nanny_port,
+            files=self._files(member),
+            wish=wish,
+        )
+        member.node.talk.order(order)
         self._save()
 
     def _make_workers(self, member: Member, scheduler: Process, wish: DaskWish) -> None:
@@ -315,7 +358,7 @@ class Fleet:
                     wish=wish,
                 )
                 member.node.talk.order(order)
-                self._make_routes()
+                self._make_ways()
                 self._save()
 
     def _hurry(self, process: Process) -> None:
@@ -362,7 +405,7 @@ class Fleet:
         """Everything on a node is gone, as far as the others are concerned."""
         member = self._members.get(lease_id)
         self.relay.leave(lease_id)
-        self._routes = {key: carrier for key, carrier in self._routes.items() if carrier != lease_id}
+        self._ways.forget_member(lease_id)
         for process in [p for p in self._processes.values() if p.lease_id == lease_id]:
             self._forget(process)
             if process.is_scheduler:
@@ -370,57 +413,19 @@ class Fleet:
 
     def _forget(self, process: Process) -> None:
         self._processes.pop(process.name, None)
-        for key in [key for key in self._routes if key[1] in (process.port, process.nanny_port)]:
-            self.relay.stop_listening(self._routes.pop(key), key[1])
+        self._ways.forget_ports((process.port, process.nanny_port))
 
-    # ── ways between the nodes ───────────────────────────────────────────────────────────────────────────────────────
+    def _make_ways(self) -> None:
+        now = [process for process in self._processes.values() if process.generation == self._record.generation]
+        self._ways.make(now, list(self._met_members()), self._record.head)
 
-    def _make_routes(self) -> None:
-        """In each network that a process is not in, one member listens for it."""
-        head = self._members.get(self._record.head)
-        for process in list(self._processes.values()):
-            owner = self._members.get(process.lease_id)
-            if owner is None or process.generation != self._record.generation:
-                continue
-            for member in self._met_members():
-                if member.network == owner.network:
-                    continue
-                self._route(member, process.lease_id, process.port)
-                if head is not None and member.network == head.network and process.slot is not None:
-                    self._route(member, process.lease_id, process.nanny_port)
-
-    def _route(self, member: Member, lease_id: str, port: int) -> None:
-        key = (member.network, port)
-        if key in self._routes:
-            return
-        self._routes[key] = member.lease_id
-        target = Target(lease_id=lease_id, port=port)
-        task = asyncio.create_task(self._listen(key, member, target))
-        self._listening.add(task)
-        task.add_done_callback(self._listening.discard)
-
-    async def _listen(self, key: tuple[str, int], member: Member, target: Target) -> None:
-        member.opening.add(target.port)
-        reason = await self.relay.listen(member.lease_id, target.port, target)
-        member.opening.discard(target.port)
-        if reason:
-            self._routes.pop(key, None)
-            logger.info("node %s cannot listen on port %d: %s", member.name, target.port, reason)
-            process = next((p for p in self._processes.values() if target.port in (p.port, p.nanny_port)), None)
-            if process is not None and "cannot listen" in reason:
-                # The port is taken there by somebody else: the process starts again on other ones.
-                self._stop_all(lambda other: other is process)
-        self._wake.set()
+    def _port_is_taken(self, port: int) -> None:
+        """By somebody else, on a node that has to listen there: the process starts again on other ports."""
+        self._stop_all(lambda process: port in (process.port, process.nanny_port))
 
     def _is_reached(self, member: Member, scheduler: Process) -> bool:
         """Whether a worker that starts on the node now finds the scheduler."""
-        if member.network == self._of(scheduler):
-            return True
-        carrier = self._members.get(self._routes.get((member.network, scheduler.port), ""))
-        return carrier is not None and scheduler.port not in carrier.opening
-
-    def _forget_routes(self, member: Member) -> None:
-        self._routes = {key: carrier for key, carrier in self._routes.items() if carrier != member.lease_id}
+        return member.network == self._of(scheduler) or self._ways.is_open(member.network, scheduler.port)
 
     # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -469,6 +474,8 @@ class Fleet:
             processing=stats.processing if stats else 0,
             in_memory=stats.in_memory if stats else 0,
             memory_bytes=stats.memory_bytes if stats else 0,
+            memory_limit=stats.memory_limit if stats else 0,
+            nthreads=stats.nthreads if stats else 0,
             occupancy_s=stats.occupancy_s if stats else 0.0,
         )
 

@@ -45,7 +45,6 @@ class Member:
         self.met_s = 0.0
         self.starts = 0
         self.names: set[str] = set()
-        self.opening: set[int] = set()
         self.identity: Identity | None = None
         self._silent_since_s: float | None = None
         self._not_before: dict[int | None, tuple[float, int]] = {}
@@ -91,7 +90,6 @@ class Member:
         self.is_met, self.is_given_up = True, False
         self.met_s = now_s
         self.network = report.network[:64] or self.lease_id
-        self.opening.clear()
         self._silent_since_s = None
 
     def is_silent(self, now_s: float, patience_s: float) -> bool:

@@ -46,6 +46,8 @@ class RunProgress:
         self._clock_offset_ms: int | None = None
         self._traffic_told = 0
         self.ready_ms: int | None = None
+        # When the node was last seen at work that is no cell run, such as Dask tasks of a cell on another node.
+        self.other_work_ms = 0
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -118,7 +120,7 @@ class RunProgress:
         if self.ready_ms is None or self._open():
             return
         ends = [run.state.ended_ms or 0 for run in self._runs.of_node(self._lease_id)]
-        since_ms = max(self.ready_ms, *ends, 0)
+        since_ms = max(self.ready_ms, self.other_work_ms, *ends, 0)
         self._facts.note(NodeIdle(lease_id=self._lease_id, at_ms=self._clock.now_ms(), idle_since_ms=since_ms))
 
     def tell_traffic(self, received_bytes: int, sent_bytes: int) -> None:

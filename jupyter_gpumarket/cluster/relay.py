@@ -9,9 +9,10 @@ what the receiving ends can take.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -38,12 +39,15 @@ class Relay:
 
     def __init__(self) -> None:
         self._ends: dict[str, _End] = {}
+        # Numbers are never used again: an agent that was cut off may still hold streams of before.
+        self._numbers: dict[str, Iterator[int]] = {}
         self.relayed_bytes = 0
 
     def join(self, lease_id: str, send: Send) -> None:
         """A node's agent can be spoken to from now on; one that was there before is another one, without streams."""
         self.leave(lease_id)
-        self._ends[lease_id] = _End(lease_id, send)
+        numbers = self._numbers.setdefault(lease_id, itertools.count(1))
+        self._ends[lease_id] = _End(lease_id, send, numbers)
 
     def leave(self, lease_id: str) -> None:
         """A node is gone: what was connected to it hears so."""
@@ -121,6 +125,7 @@ class Relay:
     def _data(self, end: _End, message: StreamData) -> None:
         half = end.pairs.get(message.stream)
         if half is None:
+            end.put(CloseStream(stream=message.stream, reason="this stream is over"))
             return
         half.may_send -= len(message.data)
         if half.may_send < 0:
@@ -163,7 +168,7 @@ class _Half:
 class _End:
     """One node: its streams, and what waits to be sent to it."""
 
-    def __init__(self, lease_id: str, send: Send) -> None:
+    def __init__(self, lease_id: str, send: Send, numbers: Iterator[int]) -> None:
         self.lease_id = lease_id
         self.pairs: dict[int, _Half] = {}
         self.ports: dict[int, Target] = {}
@@ -172,12 +177,11 @@ class _End:
         self._send = send
         self._waiting: deque[StreamMessage] = deque()
         self._wanted = asyncio.Event()
-        self._numbers = 0
+        self._numbers = numbers
         self._pump = asyncio.create_task(self._work())
 
     def next_number(self) -> int:
-        self._numbers += 1
-        return self._numbers
+        return next(self._numbers)
 
     def put(self, message: StreamMessage) -> None:
         """Have this sent, in order."""

@@ -293,6 +293,13 @@ class RetireDask(Handler):
         self.answer(self.cluster.dask.retire(asked.lease_id, asked.reason), 202)
 
 
+class AccessDask(Handler):
+    """POST /v1/dask/access"""
+
+    async def post(self) -> None:
+        self.answer(await self.cluster.dask.access())
+
+
 @web.stream_request_body
 class Blob(Handler):
     """PUT and HEAD /v1/blobs/{sha256}: an input, by content."""
@@ -353,6 +360,7 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     (r"/v1/blobs/([^/]+)", Blob),
     (r"/v1/dask", Dask),
     (r"/v1/dask/retire", RetireDask),
+    (r"/v1/dask/access", AccessDask),
 ]
 
 

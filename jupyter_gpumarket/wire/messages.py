@@ -316,6 +316,8 @@ class DaskWorkerStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     in_memory: int
     memory_bytes: int
     occupancy_s: float
+    nthreads: int = 0
+    memory_limit: int = 0
 
 
 class DaskStatus(Message, frozen=True, kw_only=True, tag="dask_status"):

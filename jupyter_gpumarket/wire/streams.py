@@ -1,4 +1,4 @@
-"""Byte streams between the node's loopback and the other end, each with its own credit.
+"""Byte streams between this machine's loopback and the other end, each with its own credit.
 
 The receiver grants credit in bytes and renews it as it passes bytes on, so that one slow stream fills neither the
 memory nor the channel that it shares. Streams opened by the other end have positive numbers, ours negative ones.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,8 +23,16 @@ CONNECT_TIMEOUT_S = 10.0
 Send = Callable[[Any], Awaitable[None]]
 
 
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Streams:
-    """All streams of an agent."""
+    """All streams of this end."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -1,0 +1,440 @@
+"""Keeps clusters at the size that they should have: rents side by side, replaces what is lost, gives back what idles.
+
+A cluster's wish is journaled, so that a broker that was started anew goes on with it. What a lease of it may cost is
+cut from the one budget of the cluster before it is rented, so all of them together cannot cost more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from jupyter_gpumarket.api import (
+    ClusterView,
+    ClusterWish,
+    DaskView,
+    DaskWish,
+    Decision,
+    JournalLine,
+    LeaseView,
+    OfferList,
+    OfferSearch,
+)
+from jupyter_gpumarket.api.requests import InvalidField, NotFound
+from jupyter_gpumarket.broker import scaling
+from jupyter_gpumarket.broker.names import FITS
+from jupyter_gpumarket.clock import Clock
+from jupyter_gpumarket.errors import GpuMarketError, NodeError
+from jupyter_gpumarket.journal import NewEntry
+from jupyter_gpumarket.models import ENDED_STATES, Lease, LeaseGoal, LeaseRequest, LeaseState
+from jupyter_gpumarket.money import MAX_NUSD
+
+log = logging.getLogger(__name__)
+
+WISHED, ENDED, DECIDED = "cluster.wished", "cluster.ended", "cluster.decided"
+LEAVING = ENDED_STATES | {LeaseState.DRAINING, LeaseState.RELEASING, LeaseState.RELEASE_UNCONFIRMED}
+WORKING = frozenset({LeaseState.READY, LeaseState.UNREACHABLE})
+# How the reasons begin that we give for a release.
+OURS = "the cluster "
+MAX_DECISIONS = 50
+# After so many leases in a row that never became ready, the next ones wait.
+PATIENCE = 3
+PAUSE_S = 60.0
+MARKET_EVERY_S = 30.0
+RETIRE_PATIENCE_S = 60.0
+DEFAULT_BOOT_S = 60.0
+
+
+class Books(Protocol):
+    """What leases have cost."""
+
+    def money(self, lease: Lease) -> tuple[int, int, int]: ...
+
+
+class Store(Protocol):
+    """The journal."""
+
+    def append(self, entries: Sequence[NewEntry]) -> list[JournalLine]: ...
+    def entries(self, *, kinds: Any = None) -> list[JournalLine]: ...
+    def leases(self, *, open_only: bool = False) -> list[Lease]: ...
+
+
+class Market(Protocol):
+    """Where nodes come from and go to: checked against all budgets, journaled."""
+
+    async def wish(self, request: LeaseRequest) -> LeaseView: ...
+    async def release(self, named: str, reason: str) -> LeaseView: ...
+    async def offers(self, search: OfferSearch) -> OfferList: ...
+
+
+class DaskPort(Protocol):
+    """The cluster processes."""
+
+    async def dask(self, lease: Lease) -> DaskView | None: ...
+    async def start_dask(self, lease: Lease, wish: DaskWish) -> None: ...
+    async def retire(self, lease: Lease, reason: str) -> None: ...
+
+
+class Group:
+    """One cluster."""
+
+    def __init__(self, name: str, cluster_id: str, wish: ClusterWish) -> None:
+        self.name = name
+        self.cluster_id = cluster_id
+        self.wish = wish
+        self.is_ended = False
+        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.dask: DaskView | None = None
+        self.dask_told: DaskWish | None = None
+        self.idle_since_s: dict[str, float] = {}
+        self.retiring: dict[str, float] = {}
+        self.grew_s: float | None = None
+        self.shrank_s: float | None = None
+        self.trouble = ""
+        self.wait_until_s = 0.0
+        self.heeded: set[str] = set()
+        self.market: tuple[float, scaling.Market | None] | None = None
+
+
+class Groups:
+    """All clusters of this broker."""
+
+    def __init__(self, *, store: Store, books: Books, clusters: DaskPort, clock: Clock) -> None:
+        self._store = store
+        self._books = books
+        self._clusters = clusters
+        self._clock = clock
+        self._groups: dict[str, Group] = {}
+        # As they were when the present look began: a look asks for them several times, and they are many.
+        self._leases: list[Lease] = []
+        self._turn = asyncio.Lock()
+        for line in store.entries(kinds={WISHED, ENDED}):
+            if line.kind == ENDED:
+                self._groups[line.subject].is_ended = True
+                continue
+            wish = msgspec.convert(line.body["wish"], ClusterWish)
+            group = self._groups.get(line.subject)
+            if group is None or group.cluster_id != line.body["cluster_id"]:
+                self._groups[line.subject] = Group(line.subject, line.body["cluster_id"], wish)
+            else:
+                group.wish = wish
+        self._leases = store.leases()
+        for group in self._groups.values():
+            # What was given back before is in the wish already.
+            group.heeded = {lease.lease_id for lease in self._all(group) if lease.goal is LeaseGoal.RELEASED}
+
+    async def keep(self, name: str, wish: ClusterWish, market: Market) -> ClusterView:
+        """Have a cluster of this name; another wish for a living one changes it.
+
+        Raises:
+            InvalidField: names what cannot be.
+        """
+        _check(name, wish)
+        async with self._turn:
+            group = self._groups.get(name)
+            if group is None or group.is_ended:
+                group = self._groups[name] = Group(name, f"{name}-{secrets.token_hex(4)}", wish)
+            group.wish, group.wait_until_s = wish, 0.0
+            body = {"cluster_id": group.cluster_id, "wish": msgspec.to_builtins(wish)}
+            self._store.append([NewEntry(kind=WISHED, subject=name, body=body)])
+            await self._tend(group, market)
+        return self.view(name)
+
+    async def end(self, name: str, market: Market) -> ClusterView:
+        """Give all its nodes back."""
+        async with self._turn:
+            group = self._known(name)
+            self._leases = self._store.leases()
+            if not group.is_ended:
+                group.is_ended = True
+                self._store.append([NewEntry(kind=ENDED, subject=name, body={"cluster_id": group.cluster_id})])
+            for lease in self._open(group):
+                await market.release(lease.lease_id, f"{OURS}{name} was ended")
+        return self.view(name)
+
+    def views(self) -> list[ClusterView]:
+        """The clusters that have not ended, or still have nodes."""
+        self._leases = self._store.leases()
+        return [self.view(name) for name, group in self._groups.items() if not group.is_ended or self._open(group)]
+
+    def view(self, name: str) -> ClusterView:
+        """One cluster.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        group = self._known(name)
+        self._leases = self._store.leases()
+        leases = self._all(group)
+        open_ = [lease for lease in leases if lease.state not in ENDED_STATES]
+        return ClusterView(
+            name=name,
+            cluster_id=group.cluster_id,
+            wish=group.wish,
+            leases=tuple(open_),
+            spent_nusd=sum(self._books.money(lease)[0] for lease in leases),
+            rate_nusd_hour=sum(lease.price_nusd_hour for lease in open_ if lease.may_bill),
+            is_ended=group.is_ended,
+            dask=group.dask,
+            decisions=tuple(group.decisions),
+            notices=(group.trouble,) if group.trouble else (),
+        )
+
+    def has_work(self) -> bool:
+        """Whether a cluster is kept that may rent by itself."""
+        return any(not group.is_ended for group in self._groups.values())
+
+    async def look(self, market: Market) -> None:
+        """Look at every cluster once."""
+        for group in list(self._groups.values()):
+            if group.is_ended:
+                continue
+            async with self._turn:
+                try:
+                    await self._tend(group, market)
+                except GpuMarketError as error:
+                    self._set_back(group, str(error))
+
+    # ── one cluster ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tend(self, group: Group, market: Market) -> None:
+        now_s = self._clock.monotonic_s()
+        self._leases = self._store.leases()
+        self._heed_releases(group)
+        nodes = [lease for lease in self._open(group) if lease.state not in LEAVING]
+        await self._finish_retiring(group, nodes, market, now_s)
+        nodes = [lease for lease in nodes if lease.lease_id not in group.retiring]
+        await self._look_at_dask(group, nodes)
+        if group.is_ended or now_s < group.wait_until_s:
+            return
+        aim = group.wish.aim
+        needs_market = len(nodes) < aim.minimum or aim.minimum < aim.maximum
+        situation = scaling.Situation(
+            aim=aim,
+            nodes=tuple(self._facts(group, lease, now_s) for lease in nodes),
+            load=_load(group.dask),
+            market=await self._market(group, market, now_s) if needs_market else None,
+            past=scaling.Past(grew_s=_ago(group.grew_s, now_s), shrank_s=_ago(group.shrank_s, now_s)),
+            now_ms=self._clock.now_ms(),
+            free_nusd=self._free(group),
+        )
+        decision = scaling.decide(situation)
+        self._remember(group, decision)
+        if decision.grow:
+            await self._rent(group, decision.grow, market, now_s)
+        for lease_id in decision.release:
+            group.shrank_s = now_s
+            await self._let_go(group, next(lease for lease in nodes if lease.lease_id == lease_id), market, now_s)
+
+    def _heed_releases(self, group: Group) -> None:
+        """A node that the user gave back, that idled to its end, or that used its money up, is not replaced."""
+        given = {
+            lease.lease_id
+            for lease in self._all(group)
+            if lease.goal is LeaseGoal.RELEASED and not lease.reason.startswith(OURS)
+        }
+        new = given - group.heeded
+        if not new:
+            return
+        group.heeded |= new
+        aim = group.wish.aim
+        lower = msgspec.structs.replace(
+            aim, minimum=max(0, aim.minimum - len(new)), maximum=max(0, aim.maximum - len(new))
+        )
+        group.wish = msgspec.structs.replace(group.wish, aim=lower)
+        group.is_ended = lower.maximum == 0
+        body = {"cluster_id": group.cluster_id, "wish": msgspec.to_builtins(group.wish)}
+        entries = [NewEntry(kind=WISHED, subject=group.name, body=body)]
+        if group.is_ended:
+            entries.append(NewEntry(kind=ENDED, subject=group.name, body={"cluster_id": group.cluster_id}))
+        self._store.append(entries)
+
+    async def _rent(self, group: Group, count: int, market: Market, now_s: float) -> None:
+        lost = _lost_in_a_row(self._all(group))
+        if lost >= PATIENCE and not group.wait_until_s:
+            group.wait_until_s = now_s + PAUSE_S
+            self._set_back(group, f"{lost} nodes in a row did not become ready; the next try is in {PAUSE_S:g} s")
+            return
+        group.wait_until_s = 0.0
+        share = scaling.share_nusd(self._free(group), count)
+        for _ in range(count):
+            wish = group.wish
+            request = LeaseRequest(
+                request_id=secrets.token_hex(16),
+                query=wish.query,
+                budget_nusd=share,
+                max_s=wish.max_s,
+                owner=wish.owner,
+                cluster=group.cluster_id,
+                trusted=wish.trusted,
+                grace_s=wish.grace_s,
+            )
+            await market.wish(request)
+        group.grew_s, group.trouble = now_s, ""
+
+    async def _let_go(self, group: Group, lease: Lease, market: Market, now_s: float) -> None:
+        """A node that Dask uses is retired first, so that what it holds moves to others."""
+        view = group.dask
+        in_use = view is not None and any(worker.lease_id == lease.lease_id for worker in view.workers)
+        if in_use and lease.state in WORKING:
+            try:
+                await self._clusters.retire(lease, "it is given back")
+                group.retiring[lease.lease_id] = now_s
+                return
+            except NodeError as error:
+                log.info("%s is given back without being retired: %s", lease.name, error)
+        await market.release(lease.lease_id, f"{OURS}{group.name} needs it no more")
+
+    async def _finish_retiring(self, group: Group, nodes: list[Lease], market: Market, now_s: float) -> None:
+        there = {lease.lease_id for lease in nodes}
+        for lease_id, since_s in list(group.retiring.items()):
+            workers = [w for w in (group.dask.workers if group.dask else ()) if w.lease_id == lease_id]
+            is_done = not workers or all(worker.state == "retired" for worker in workers)
+            if lease_id not in there:
+                del group.retiring[lease_id]
+            elif is_done or now_s - since_s > RETIRE_PATIENCE_S:
+                del group.retiring[lease_id]
+                await market.release(lease_id, f"{OURS}{group.name} needs it no more")
+
+    async def _look_at_dask(self, group: Group, nodes: list[Lease]) -> None:
+        """How Dask does; it is started as soon as a node is there that can run it."""
+        ready = [lease for lease in nodes if lease.state in WORKING]
+        if not ready:
+            group.dask, group.dask_told = None, None
+            return
+        wish = group.wish.dask
+        try:
+            if wish is not None and group.dask_told != wish:
+                await self._clusters.start_dask(ready[0], wish)
+                group.dask_told = wish
+            group.dask = await self._clusters.dask(ready[0])
+        except NodeError as error:
+            log.info("the cluster %s: %s", group.name, error)
+
+    async def _market(self, group: Group, market: Market, now_s: float) -> scaling.Market | None:
+        """The offer that would be rented next; looked up now and then."""
+        if group.market is not None and now_s - group.market[0] < MARKET_EVERY_S:
+            return group.market[1]
+        found = await market.offers(OfferSearch(query=group.wish.query, limit=1))
+        best = found.offers[0] if found.offers else None
+        boots = [_boot_s(lease) for lease in self._all(group) if lease.ready_ms is not None]
+        known = None
+        if best is not None:
+            known = scaling.Market(
+                price_nusd_hour=best.price_nusd_hour,
+                boot_s=max(boots, default=best.boot_s or DEFAULT_BOOT_S),
+                least_paid_s=float(max(best.billing.minimum_s, best.billing.quantum_s)),
+            )
+        group.market = (now_s, known)
+        return known
+
+    def _facts(self, group: Group, lease: Lease, now_s: float) -> scaling.NodeFacts:
+        view = group.dask
+        workers = [w for w in view.workers if w.lease_id == lease.lease_id] if view is not None else []
+        processing = sum(worker.processing for worker in workers)
+        if processing or lease.state not in WORKING or view is None or view.state != "running":
+            group.idle_since_s.pop(lease.lease_id, None)
+            idle_s = None
+        else:
+            idle_s = now_s - group.idle_since_s.setdefault(lease.lease_id, now_s)
+        billing = lease.offer.billing if lease.offer is not None else None
+        billed_ms = self._clock.now_ms() - lease.billed_from_ms if lease.billed_from_ms is not None else 0
+        return scaling.NodeFacts(
+            lease_id=lease.lease_id,
+            name=lease.name,
+            price_nusd_hour=lease.price_nusd_hour,
+            state="ready" if lease.state in WORKING else "coming",
+            is_head=view is not None and view.head == lease.lease_id,
+            processing=processing,
+            in_memory=sum(worker.in_memory for worker in workers),
+            idle_s=idle_s,
+            paid_left_s=scaling.paid_left_s(billed_ms, billing.quantum_s, billing.minimum_s) if billing else 0.0,
+        )
+
+    def _free(self, group: Group) -> int:
+        """What of the budget is neither spent by ended nodes nor set aside for open ones."""
+        used = sum(
+            self._books.money(lease)[0] if lease.state in ENDED_STATES else lease.request.budget_nusd
+            for lease in self._all(group)
+        )
+        return group.wish.budget_nusd - used
+
+    def _remember(self, group: Group, decision: Decision) -> None:
+        """Decisions that do something are journaled; of the others the last one is kept for whoever asks why."""
+        decision = msgspec.structs.replace(decision, at_ms=self._clock.now_ms())
+        last = group.decisions[-1] if group.decisions else None
+        if last is not None and not last.grow and not last.release:
+            group.decisions.pop()
+        group.decisions.append(decision)
+        if decision.grow or decision.release:
+            body = {"cluster_id": group.cluster_id, **msgspec.to_builtins(decision)}
+            self._store.append([NewEntry(kind=DECIDED, subject=group.name, body=body)])
+
+    def _set_back(self, group: Group, trouble: str) -> None:
+        if trouble != group.trouble:
+            log.warning("the cluster %s: %s", group.name, trouble)
+        group.trouble = trouble
+        group.wait_until_s = max(group.wait_until_s, self._clock.monotonic_s() + PAUSE_S / 4)
+
+    def _known(self, name: str) -> Group:
+        group = self._groups.get(name)
+        if group is None:
+            known = ", ".join(sorted(self._groups)) or "none"
+            raise NotFound(f"no cluster is called {name[:60]!r}; there are: {known}", what="cluster")
+        return group
+
+    def _all(self, group: Group) -> list[Lease]:
+        return [lease for lease in self._leases if lease.request.cluster == group.cluster_id]
+
+    def _open(self, group: Group) -> list[Lease]:
+        return [lease for lease in self._all(group) if lease.state not in ENDED_STATES]
+
+
+def _load(view: DaskView | None) -> scaling.Load:
+    """What waits. Tasks that wait for others count with the mean time of those that are assigned."""
+    if view is None:
+        return scaling.Load()
+    tasks = view.tasks
+    each_s = tasks.occupancy_s / tasks.processing if tasks.processing else 1.0
+    waiting = tasks.waiting + tasks.queued + tasks.unrunnable
+    return scaling.Load(tasks=tasks.processing + waiting, work_s=tasks.occupancy_s + waiting * each_s)
+
+
+def _boot_s(lease: Lease) -> float:
+    began_ms = lease.phases.get(LeaseState.RENTING, lease.created_ms)
+    return max(0.0, ((lease.ready_ms or began_ms) - began_ms) / 1000)
+
+
+def _lost_in_a_row(leases: list[Lease]) -> int:
+    """How many of the last leases ended without ever having been ready."""
+    lost = 0
+    for lease in sorted(leases, key=lambda lease: -lease.created_ms):
+        if lease.state not in ENDED_STATES or lease.ready_ms is not None:
+            break
+        lost += 1
+    return lost
+
+
+def _ago(then_s: float | None, now_s: float) -> float | None:
+    return None if then_s is None else now_s - then_s
+
+
+def _check(name: str, wish: ClusterWish) -> None:
+    if not FITS.fullmatch(name):
+        raise InvalidField(
+            f"the name {name[:60]!r} must start with a letter or digit and hold only those, '-', '_' and '.', "
+            "at most 40 in all",
+            name="name",
+        )
+    if wish.aim.maximum < wish.aim.minimum:
+        raise InvalidField("aim: the maximum is below the minimum", name="aim")
+    if not 0 < wish.budget_nusd <= MAX_NUSD:
+        raise InvalidField("budget_nusd must be positive", name="budget_nusd")
+    if wish.max_s <= 0:
+        raise InvalidField("max_s must be positive", name="max_s")
