@@ -387,6 +387,8 @@ class LiveMap:
 
     def _share(self) -> None:
         now_s = self._site.clock.monotonic_s()
+        if any(self._may_have_more(seat, now_s) for seat in self._seats.values()):
+            return
         places = [
             Place(
                 lease_id=seat.lease_id,
@@ -408,6 +410,12 @@ class LiveMap:
                 keys = self._table.take(share.lease_id, share.count)
             if keys:
                 seat.feed([(self._table.base(index), (index, attempt)) for index, attempt in keys])
+
+    @staticmethod
+    def _may_have_more(seat: Seat, now_s: float) -> bool:
+        """After a restart of this process: a node that has items we know nothing of, and will soon tell them."""
+        is_silent_long = seat.silent_since_s is not None and now_s - seat.silent_since_s >= PATIENCE_S
+        return seat.state == "starting" and seat.run.state.started_ms is not None and not is_silent_long
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
