@@ -21,6 +21,7 @@ from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.simulator.akash import AkashStandIn
+from jupyter_gpumarket.simulator.basilica import BasilicaStandIn
 from jupyter_gpumarket.simulator.faults import FaultBoard
 from jupyter_gpumarket.simulator.ionet import IonetStandIn
 from jupyter_gpumarket.simulator.lium import LiumStandIn
@@ -60,6 +61,7 @@ STAND_INS: dict[str, Maker] = {
     "runpod": lambda yard, faults, key, figures: RunpodStandIn(yard, faults, key, show_figures=figures),
     "lium": lambda yard, faults, key, figures: LiumStandIn(yard, faults, key, show_figures=figures),
     "targon": lambda yard, faults, key, figures: TargonStandIn(yard, faults, key, show_figures=figures),
+    "basilica": lambda yard, faults, key, figures: BasilicaStandIn(yard, faults, key, show_figures=figures),
     "primeintellect": lambda yard, faults, key, figures: PrimeStandIn(yard, faults, key, show_figures=figures),
     "akash": lambda yard, faults, key, _: AkashStandIn(yard, faults, key),
     "shadeform": lambda yard, faults, key, figures: ShadeformStandIn(yard, faults, key, show_figures=figures),
