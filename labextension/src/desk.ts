@@ -6,8 +6,9 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import type { Api } from './api';
 import type { Live } from './live';
 import type { Model } from './model';
-import type { Panel, TabName } from './panel';
+import type { TabName } from './panel';
 import type { Preferences } from './settings';
+import type { CostQuery } from './types';
 
 export interface Desk {
   readonly app: JupyterFrontEnd;
@@ -16,7 +17,9 @@ export interface Desk {
   readonly live: Live;
   readonly words: TranslationBundle;
   readonly notebooks: INotebookTracker | null;
-  readonly panel: Panel;
   preferences: Preferences;
+  /** Show a tab of the sidebar. */
   open(tab: TabName): void;
+  /** The time whose costs are shown. */
+  costSpan(): CostQuery;
 }

@@ -4,18 +4,20 @@ import { ILayoutRestorer } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import { IStateDB } from '@jupyterlab/statedb';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
+import { Actions } from './actions';
 import { Api } from './api';
-import { CATEGORY, addCommands, icons, ids } from './commands';
+import { Cells } from './cells';
+import { CATEGORY, addCommands, ids } from './commands';
 import type { Desk } from './desk';
-import { surroundings } from './lab';
+import { addExtras } from './extras';
+import { onSeen, surroundings } from './lab';
 import { Live } from './live';
 import { Model } from './model';
-import { OffersTab } from './offers-tab';
-import type { Pane, TabName } from './panel';
-import { Panel } from './panel';
 import { USUAL, preferences } from './settings';
+import { newSidebar } from './sidebar';
 import { jupyterSend } from './transport';
 
 const PLUGIN = 'jupyter-gpumarket:plugin';
@@ -26,59 +28,56 @@ function activate(
   palette: ICommandPalette | null,
   restorer: ILayoutRestorer | null,
   registry: ISettingRegistry | null,
+  state: IStateDB | null,
   translator: ITranslator | null
 ): void {
-  const words = (translator ?? nullTranslator).load('jupyter_gpumarket');
   const model = new Model();
   const api = new Api(jupyterSend(app.serviceManager.serverSettings));
   const live = new Live(api, model, surroundings());
-  const open = (tab: TabName): void => {
-    app.shell.activateById(desk.panel.id);
-    desk.panel.choose(tab);
+  const desk: Desk = {
+    app,
+    api,
+    model,
+    live,
+    words: (translator ?? nullTranslator).load('jupyter_gpumarket'),
+    notebooks,
+    preferences: USUAL,
+    open: tab => {
+      app.shell.activateById(panel.id);
+      panel.choose(tab);
+    },
+    costSpan: () => costs.query
   };
-  const desk: Desk = { app, api, model, live, words, notebooks, preferences: USUAL, open, panel: newPanel() };
-
-  function newPanel(): Panel {
-    const nothing: Pane = { draw: () => undefined, setVisible: () => undefined, dispose: () => undefined };
-    const panes = {
-      offers: (host: HTMLElement): Pane =>
-        new OffersTab(host, {
-          api,
-          manner: () => ({ words, currency: desk.preferences.currency }),
-          preferences: () => desk.preferences,
-          rented: () => live.soon()
-        }),
-      running: () => nothing,
-      costs: () => nothing
-    };
-    const watched = (is: boolean): void => live.setWatched(is);
-    return new Panel({ model, words: () => words, panes, watched, tab: 'offers', tabChosen: () => undefined });
-  }
-
-  desk.panel.title.icon = icons.card;
-  desk.panel.title.caption = words.__('GPU market');
-  app.shell.add(desk.panel, 'left', { rank: 650, type: 'GPU Market' });
-  restorer?.add(desk.panel, desk.panel.id);
-  addCommands(desk);
+  const actions = new Actions(desk);
+  const { panel, costs } = newSidebar(desk, actions, state);
+  const cells = new Cells(desk, actions);
+  app.shell.add(panel, 'left', { rank: 650, type: CATEGORY });
+  restorer?.add(panel, panel.id);
+  addCommands(desk, actions, cells);
   Object.values(ids).forEach(command => palette?.addItem({ command, category: CATEGORY }));
   void registry?.load(PLUGIN).then(settings => {
     const read = (): void => {
       desk.preferences = preferences(settings.composite);
       live.setRefresh(desk.preferences.refreshMs);
-      desk.panel.drawSoon();
+      panel.drawSoon();
+      cells.redraw();
     };
     settings.changed.connect(read);
     read();
   });
   app.serviceManager.events.stream.connect((_, event) => live.notice(event));
-  void app.restored.then(() => live.start());
+  onSeen(() => live.soon());
+  void app.restored.then(() => {
+    live.start();
+    void addExtras(desk, actions);
+  });
 }
 
 const plugin: JupyterFrontEndPlugin<void> = {
   id: PLUGIN,
   description: 'Finds, rents, watches and stops GPUs, and tells what they cost.',
   autoStart: true,
-  optional: [INotebookTracker, ICommandPalette, ILayoutRestorer, ISettingRegistry, ITranslator],
+  optional: [INotebookTracker, ICommandPalette, ILayoutRestorer, ISettingRegistry, IStateDB, ITranslator],
   activate
 };
 

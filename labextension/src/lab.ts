@@ -11,3 +11,12 @@ export function surroundings(): Surroundings {
     isHidden: () => document.hidden
   };
 }
+
+/** Calls back whenever the page can be seen again. */
+export function onSeen(act: () => void): void {
+  document.addEventListener('visibilitychange', () => {
+    if (!document.hidden) {
+      act();
+    }
+  });
+}
