@@ -2,7 +2,7 @@
  * Bundles `src/` once for each place where it is shown: the JupyterLab plugin (`lib/index.js`, which jupyter-builder makes
  * a federated extension of) and the widget for notebooks anywhere (one ES module in the Python package).
  */
-import { existsSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 
 import { build, transform } from 'esbuild';
@@ -29,12 +29,15 @@ const common = {
   logLevel: 'warning'
 };
 
+rmSync('lib', { recursive: true, force: true });
 await build({
   ...common,
   entryPoints: ['src/index.ts'],
   // JupyterLab has these already; all else is ours and goes into the bundle.
   external: ['@jupyterlab/*', '@lumino/*'],
-  outfile: 'lib/index.js'
+  // What is imported when it is needed, such as the Offers view, stays in files of its own.
+  splitting: true,
+  outdir: 'lib'
 });
 if (existsSync('src/widget.ts')) {
   await build({ ...common, entryPoints: ['src/widget.ts'], outfile: '../jupyter_gpumarket/static/widget.js' });

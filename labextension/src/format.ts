@@ -129,6 +129,11 @@ export function gib(amount: number): string {
   return amount >= 10 ? `${Math.round(amount)} GiB` : `${Math.round(amount * 10) / 10} GiB`;
 }
 
+/** `2.3 of 24 GiB`. */
+export function ofGib(used: number, whole: number): string {
+  return `${gib(used).replace(' GiB', '')} of ${gib(whole)}`;
+}
+
 /** A stranger's text on one line, shortened: control and direction characters are shown as dots, never obeyed. */
 export function oneLine(text: string, limit = 120): string {
   const flat = text

@@ -5,9 +5,9 @@ import type { Actions } from './actions';
 import { icons } from './commands';
 import { GROUPS, PERIODS } from './costs';
 import type { Desk } from './desk';
-import { OffersTab } from './offers-tab';
 import { CostsTab } from './pane-costs';
 import type { Kept } from './pane-costs';
+import { LazyPane } from './pane-lazy';
 import { RunningTab } from './pane-running';
 import type { Pane, TabName } from './panel';
 import { Panel, TABS } from './panel';
@@ -46,14 +46,17 @@ export function newSidebar(desk: Desk, actions: Actions, state: IStateDB | null)
   let costs: CostsTab | undefined;
   const panes = {
     offers: (host: HTMLElement): Pane =>
-      new OffersTab(host, {
-        api: desk.api,
-        manner,
-        preferences: () => desk.preferences,
-        rented: view => {
-          desk.model.takeLease(view);
-          desk.live.soon();
-        }
+      new LazyPane(host, manner, async () => {
+        const { OffersTab } = await import('./offers-tab');
+        return new OffersTab(host, {
+          api: desk.api,
+          manner,
+          preferences: () => desk.preferences,
+          rented: view => {
+            desk.model.takeLease(view);
+            desk.live.soon();
+          }
+        });
       }),
     running: (host: HTMLElement): Pane =>
       new RunningTab(host, desk.model, manner, {

@@ -3,7 +3,7 @@ import { html, nothing } from 'lit';
 import type { TemplateResult } from 'lit';
 import { repeat } from 'lit/directives/repeat.js';
 
-import { duration, gib, money, oneLine, rate } from '../format';
+import { duration, money, ofGib, oneLine, rate } from '../format';
 import { PHASES, costNow, gpuWords, isEnding, mayBill, mood, stateWords, timeLeftMs } from '../leases';
 import type { Use } from '../model';
 import { busiest, memory } from '../model';
@@ -116,7 +116,7 @@ function card(view: LeaseView, props: RunningProps): TemplateResult {
     </header>
     <p class="gm-Dim gm-Card-what">${machineWords(view)} · ${ownerWords(view, props)}</p>
     ${lease.state === 'ready' || lease.state === 'unreachable' ? useOf(view, props) : phases(view, props)}
-    <dl class="gm-Facts">
+    <dl class="gm-Sums">
       <div><dt>${words.__('Rate')}</dt><dd>${rate(lease.price_nusd_hour, currency, words)}</dd></div>
       <div><dt>${words.__('Cost so far')}</dt><dd>${money(cost, currency)}</dd></div>
       <div><dt>${words.__('Time left')}</dt><dd>${timeLeft(view, props)}</dd></div>
@@ -168,7 +168,7 @@ function useOf(view: LeaseView, props: RunningProps): TemplateResult {
     <div>
       <span>${words.__('Memory')}</span>
       ${sparkline(seen.memory.list, words.__('Memory use'))}
-      <span class="gm-Number">${gib(used)} / ${gib(total)}</span>
+      <span class="gm-Number">${ofGib(used, total)}</span>
     </div>
     <p class="gm-Dim">
       ${working === 0 ? words.__('No cell runs on it.') : words._n('%1 cell runs on it.', '%1 cells run on it.', working)}
