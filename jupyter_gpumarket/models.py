@@ -147,12 +147,16 @@ class RentalStatus(StrEnum):
 
 
 class NodeAddress(Record, frozen=True, kw_only=True):
-    """Where SSH answers. `host_key` is an OpenSSH public key line, where the marketplace tells it."""
+    """Where SSH answers. `host_key` is an OpenSSH public key line, where the marketplace tells it.
+
+    With `wss_url` SSH is reached by that WebSocket alone, and host and port are only what it is called.
+    """
 
     host: str
     port: int
     user: str
     host_key: str | None = None
+    wss_url: str = ""
 
 
 class Rental(Record, frozen=True, kw_only=True):

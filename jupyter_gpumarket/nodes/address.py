@@ -7,6 +7,7 @@ import re
 
 from jupyter_gpumarket.errors import NodeError
 from jupyter_gpumarket.models import NodeAddress
+from jupyter_gpumarket.nodes.tunnel import is_usable
 
 # A name as DNS has it; never a leading dash, space, quote, dollar or control character.
 _HOST_NAME = re.compile(
@@ -28,6 +29,8 @@ def checked(address: NodeAddress) -> NodeAddress:
         raise NodeError(f"the marketplace's address has no usable port: {address.port}")
     if not _USER_NAME.match(address.user):
         raise NodeError(f"the marketplace's address has no usable user: {shown(address.user)}")
+    if address.wss_url and not is_usable(address.wss_url):
+        raise NodeError(f"the marketplace's address has no usable wss:// URL: {shown(address.wss_url)}")
     return address
 
 

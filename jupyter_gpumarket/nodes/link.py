@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 import secrets
 import shlex
+import socket
+import ssl
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from jupyter_gpumarket.models import NodeAddress
 from jupyter_gpumarket.nodes.address import checked, last_lines, shown
 from jupyter_gpumarket.nodes.command import Command, CommandResult, TooMuchOutput, posix
 from jupyter_gpumarket.nodes.keys import ENCRYPTION, host_key_algorithms, key_exchange, key_line, lease_key, public_key
+from jupyter_gpumarket.nodes.tunnel import Tunnel
 
 # A stream keeps the line busy at long round trips; asyncssh stops reading when the application does.
 STREAM_WINDOW_BYTES = 8 * 1024 * 1024
@@ -63,6 +66,8 @@ class NodeLink:
     Attributes:
         host_key: the accepted key as an OpenSSH public key line; None before the first sight.
         first_sight: nobody had vouched for the key when it was accepted.
+
+    With `address.wss_url` it goes through a WebSocket, whose certificate is checked (by `tls`, if given).
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class NodeLink:
         login_timeout_s: float = 20,
         keepalive_s: float = 5,
         keepalive_max: int = 4,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.address = checked(address)
         self.host_key = host_key or address.host_key
@@ -85,6 +91,8 @@ class NodeLink:
         self._connection: asyncssh.SSHClientConnection | None = None
         self._guard: _Guard | None = None
         self._nodelay: asyncio.Task[None] | None = None
+        self._tls = tls
+        self._tunnel: Tunnel | None = None
 
     @property
     def name(self) -> str:
@@ -112,10 +120,16 @@ class NodeLink:
         options = self._options(pinned)
         try:
             async with asyncio.timeout(self._login_timeout_s):
+                if self.address.wss_url:
+                    options["sock"] = await self._through_websocket()
                 connection, _ = await asyncssh.create_connection(
                     lambda: guard, self.address.host, self.address.port, **options
                 )
+        except asyncio.CancelledError:
+            self._end_tunnel()
+            raise
         except (asyncssh.Error, OSError, TimeoutError, ValueError) as error:
+            self._end_tunnel()
             raise self._why_not(error, guard) from None
         if guard.talkative:
             connection.abort()
@@ -215,8 +229,18 @@ class NodeLink:
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
+        self._end_tunnel()
         if self._guard is not None:
             self._guard.connection_lost(None)
+
+    async def _through_websocket(self) -> socket.socket:
+        self._tunnel = await Tunnel.open(self.address.wss_url, self._tls, timeout_s=self._login_timeout_s)
+        return self._tunnel.socket
+
+    def _end_tunnel(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.abort()
+            self._tunnel = None
 
     async def aclose(self) -> None:
         """End the connection, politely where the node answers within two seconds."""
