@@ -8,8 +8,8 @@ import type { LeaseView } from './types';
 import { OffersPane } from './views/offers-pane';
 import type { Manner } from './views/parts';
 
-/** More than all marketplaces list together; a bound, so that no answer can grow without one. */
-const MOST_OFFERS = 200_000;
+/** The most that the broker gives at once; more than all marketplaces list together. */
+const MOST_OFFERS = 100_000;
 
 const KEPT = 'jupyter-gpumarket:offers';
 

@@ -83,6 +83,12 @@ export class OffersModel {
     this._look();
   }
 
+  /** How many of the listed offers cannot be rented (dated samples, markets without an account). */
+  get sampleCount(): number {
+    const { note } = this._table.texts;
+    return note.codes.reduce((count, code) => count + (note.names[code] ? 1 : 0), 0);
+  }
+
   /** Change what is asked; what is not named stays. */
   update(change: Partial<OffersState>): void {
     this.setState({ ...this._state, ...change });

@@ -153,6 +153,10 @@ function otherConditions(table: OfferTable, filters: Filters): CodeCondition[] {
   if (filters.kind) {
     found.push({ codes: kind.codes, ok: where(kind, name => name === filters.kind) });
   }
+  const { note } = table.texts;
+  if (!filters.samples && note.names.length > 1 && note.names.includes('')) {
+    found.push({ codes: note.codes, ok: where(note, name => name === '') });
+  }
   if (filters.tier) {
     const least = TIERS.findIndex(name => name === filters.tier);
     found.push({ codes: tier.codes, ok: where(tier, name => TIERS.findIndex(one => one === name) >= least) });

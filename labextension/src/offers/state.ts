@@ -22,6 +22,8 @@ export interface Filters {
   /** The weakest tier that is taken. */
   tier: string;
   kind: Kind;
+  /** Whether what cannot be rented is shown beside what can. */
+  samples: boolean;
 }
 
 export interface OffersState {
@@ -36,7 +38,7 @@ export interface OffersState {
 
 export const NO_FILTERS: Filters = {
   text: '', priceLow: null, priceHigh: null, vramLow: null, vramHigh: null, models: [], marketplaces: [], region: '',
-  tier: '', kind: ''
+  tier: '', kind: '', samples: false
 };
 
 export const FIRST_STATE: OffersState = {
@@ -84,7 +86,8 @@ export function filtersFrom(value: unknown): Filters {
     marketplaces: names(given['marketplaces']),
     region: text(given['region']),
     tier: oneOf(given['tier'], ['', ...TIERS], ''),
-    kind: oneOf(given['kind'], ['', 'on_demand', 'spot'] as const, '')
+    kind: oneOf(given['kind'], ['', 'on_demand', 'spot'] as const, ''),
+    samples: given['samples'] === true
   };
 }
 

@@ -27,6 +27,7 @@ export function details(props: DetailsProps): TemplateResult | '' {
   const title = `${gpusName(model.table, offer.row, words)} · ${memoryName(model.table, offer.row)}`;
   return html`<section
     class="gm-Details"
+    tabindex="-1"
     aria-label=${words.__('Details of the chosen offer')}
     @keydown=${(event: KeyboardEvent) => closeOnEscape(event, onClose)}
   >

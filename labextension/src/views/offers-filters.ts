@@ -138,6 +138,7 @@ function counted(
 
 function choices({ model, words, onFilter }: FiltersProps): TemplateResult {
   const { region, tier, kind } = model.state.filters;
+  const samples = model.sampleCount;
   return html`<div class="gm-Fields">
     <label class="gm-Field">
       <span class="gm-Field-name">${words.__('Region')}</span>
@@ -156,7 +157,17 @@ function choices({ model, words, onFilter }: FiltersProps): TemplateResult {
     ${select(words.__('Kind'), kind, ['', 'on_demand', 'spot'], name => (name ? kindName(name, words) : words.__('any')), value =>
       onFilter({ kind: value as Kind })
     )}
-  </div>`;
+  </div>
+  ${samples > 0 && samples < model.table.count
+    ? html`<label class="gm-Check">
+        <input
+          type="checkbox"
+          .checked=${model.state.filters.samples}
+          @change=${(event: Event) => onFilter({ samples: (event.target as HTMLInputElement).checked })}
+        />
+        ${words._n('also %1 that cannot be rented here', 'also %1 that cannot be rented here', samples)}
+      </label>`
+    : ''}`;
 }
 
 function job({ model, words, onState }: FiltersProps): TemplateResult {
@@ -214,7 +225,8 @@ export function countFilters(filters: Filters): number {
     filters.marketplaces.length > 0,
     filters.region,
     filters.tier,
-    filters.kind
+    filters.kind,
+    filters.samples
   ].filter(Boolean).length;
 }
 

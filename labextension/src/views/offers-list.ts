@@ -40,7 +40,7 @@ export const WIDE_LINE_PX = 32;
 
 /** Everything right of, or below, the filters. */
 export function list(props: ListProps): TemplateResult {
-  return html`${bar(props)} ${troubles(props)} ${props.isWide && props.model.lines.count > 0 ? heads(props) : ''} ${body(props)}
+  return html`${bar(props)} ${samplesOnly(props)} ${troubles(props)} ${props.isWide && props.model.lines.count > 0 ? heads(props) : ''} ${body(props)}
     <div class="gm-Said" role="status" aria-live="polite">${props.said}</div>`;
 }
 
@@ -59,23 +59,13 @@ export function summary({ model, words, currency }: ListProps | (Manner & { mode
 }
 
 function bar(props: ListProps): TemplateResult {
-  const { model, words, nowMs, onState, onRefresh, isLoading } = props;
+  const { model, words, nowMs, onState, isLoading } = props;
   const { sort, descending, grouped } = model.state;
-  const old = model.table.asOfMs ? words.__('as of %1', age(Math.max(0, nowMs - model.table.asOfMs), words)) : '';
+  const old = model.table.asOfMs ? age(Math.max(0, nowMs - model.table.asOfMs), words) : '';
   return html`<div class="gm-Offers-bar">
     <div class="gm-Offers-summary">
       <span>${summary(props)}</span>
       <span class="gm-Dim">${isLoading ? words.__('asking…') : old}</span>
-      <button
-        type="button"
-        class="gm-Button gm-Offers-refresh"
-        title=${words.__('Ask the marketplaces anew')}
-        aria-label=${words.__('Ask the marketplaces anew')}
-        ?disabled=${isLoading}
-        @click=${onRefresh}
-      >
-        ⟳
-      </button>
     </div>
     <div class="gm-Offers-order">
       ${select(words.__('Order by'), sort, SORTS, one => sortName(one as Sort, words), value => onState({ sort: value as Sort }))}
@@ -114,6 +104,15 @@ function troubles({ model, words, trouble, onRefresh }: ListProps): TemplateResu
       ${failing.map(status => html`<li>${oneLine(status.marketplace, 30)}: ${oneLine(status.message, 300)}</li>`)}
     </ul>
   </details>`;
+}
+
+/** Where nothing on the list can be rented, that is said before anybody tries. */
+function samplesOnly({ model, words }: ListProps): TemplateResult | '' {
+  return model.table.count > 0 && model.sampleCount === model.table.count
+    ? html`<div class="gm-Banner">
+        ${words.__('These are samples of markets: none can be rented here. Set up a marketplace, or start `jupyter gpumarket demo` in a terminal.')}
+      </div>`
+    : '';
 }
 
 function heads({ words }: ListProps): TemplateResult {
@@ -222,7 +221,7 @@ function groupLine({ model, words, currency, id, active, onLine }: ListProps, pl
 }
 
 function offerLine(props: ListProps, place: number, row: number, linePx: number): TemplateResult {
-  const { model, words, currency, id, active, nowMs, onLine } = props;
+  const { model, words, currency, id, active, nowMs, onLine, isWide } = props;
   const { table, state } = model;
   const { grouped } = state;
   const total = jobPrice(table, row, state.job);
@@ -251,7 +250,7 @@ function offerLine(props: ListProps, place: number, row: number, linePx: number)
     <span class="gm-Line-trust gm-Dim">${tierName(textAt(table, 'tier', row), words)}</span>
     <span class="gm-Line-age gm-Dim">${ageName(table.numbers.seen_ms[row]!, nowMs, words)}</span>
     <span class="gm-Line-saving" data-good=${saving > 0}>${savingName(saving)}</span>
-    <span class="gm-Line-total gm-Dim">${money(total, currency)}</span>
+    <span class="gm-Line-total gm-Dim">${isWide ? money(total, currency) : words.__('job %1', money(total, currency))}</span>
     <span class="gm-Line-price">${rate(table.numbers.price_nusd_hour[row]!, currency, words)}</span>
   </div>`;
 }

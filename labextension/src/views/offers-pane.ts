@@ -42,12 +42,12 @@ export class OffersPane {
     this.endListening = this.model.onChange(() => this.changed());
     this.sizes = new ResizeObserver(() => this.measure());
     this.sizes.observe(host);
-    this.draw();
   }
 
-  /** Whether anybody sees it: only then is the list kept fresh. */
+  /** Whether anybody sees it: only then is anything drawn, and the list kept fresh. */
   setVisible(visible: boolean): void {
     window.clearInterval(this.ticking);
+    this.isVisible = visible;
     if (visible) {
       this.ticking = window.setInterval(() => this.tick(), TICK_MS);
       this.measure();
@@ -110,7 +110,7 @@ export class OffersPane {
   draw(): void {
     cancelAnimationFrame(this.drawing);
     this.drawing = 0;
-    if (!this.isDisposed) {
+    if (this.isVisible && !this.isDisposed) {
       render(this.template(), this.host);
       this.afterDrawing();
     }
@@ -133,6 +133,16 @@ export class OffersPane {
             @click=${() => this.fold()}
           >
             ${words.__('Filters')}${set > 0 ? ` (${set})` : ''} ${this.isFolded ? '▸' : '▾'}
+          </button>
+          <button
+            type="button"
+            class="gm-Button gm-Offers-refresh"
+            title=${words.__('Ask the marketplaces anew')}
+            aria-label=${words.__('Ask the marketplaces anew')}
+            ?disabled=${this.isLoading}
+            @click=${() => void this.refresh()}
+          >
+            ⟳
           </button>
           ${this.model.isFiltered
             ? html`<button type="button" class="gm-Link" @click=${() => this.model.clearFilters()}>${words.__('Clear')}</button>`
@@ -215,7 +225,7 @@ export class OffersPane {
   }
 
   private drawSoon(): void {
-    if (this.drawing === 0 && !this.isDisposed) {
+    if (this.drawing === 0 && this.isVisible && !this.isDisposed) {
       this.drawing = requestAnimationFrame(() => this.draw());
     }
   }
@@ -309,10 +319,12 @@ export class OffersPane {
     const group = at < 0 ? this.model.lines.groups[-1 - at] : undefined;
     if (group) {
       this.model.toggleGroup(group.name);
+      this.drawSoon();
     } else {
       this.model.select(at);
+      this.draw();
+      this.host.querySelector<HTMLElement>('.gm-Details')?.focus();
     }
-    this.drawSoon();
   }
 
   private closeDetails(): void {
@@ -354,6 +366,7 @@ export class OffersPane {
   private readonly endListening: () => void;
   private readonly sizes: ResizeObserver;
   private isWide = false;
+  private isVisible = false;
   private isFolded = false;
   private allModels = false;
   private isLoading = false;
