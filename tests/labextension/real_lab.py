@@ -132,7 +132,7 @@ def chromium() -> Iterator[Any]:
 
 
 def open_lab(browser: Any, lab: Lab, path: str = "lab", **options: Any) -> Any:
-    """A page in a new browser session with JupyterLab ready to be used. `page.problems` collects what it complains of."""
+    """A page in a new browser session, ready to be used. `page.problems` collects what it complains of."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()

@@ -29,6 +29,8 @@ export interface FormProblem {
 
 const LONGEST_HOURS = 24 * 365;
 const HOUR_S = 3600;
+/** A quote may be so much dearer than the listed price, and is still bought (`LeaseRequest.price_tolerance_ppm`). */
+const DEARER = 1.01;
 const WAIT_S = 10;
 const RETRY_MS = 2000;
 const NAME = /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,59}$/;
@@ -106,9 +108,10 @@ export class Renting {
     return cost(price_nusd_hour, Math.max(billing.minimum_s, billing.quantum_s, 60)) + billing.fee_nusd;
   }
 
-  /** What it can cost at most with this wish: the budget, or all the hours at this price. */
+  /** What it can cost at most with this wish: the budget, or all the hours at the dearest price that is accepted. */
   worstNusd(wish: LeaseRequest): number {
-    return Math.min(wish.budget_nusd, cost(this.offer.price_nusd_hour, wish.max_s) + this.offer.billing.fee_nusd);
+    const dearest = Math.ceil(this.offer.price_nusd_hour * DEARER);
+    return Math.min(wish.budget_nusd, cost(dearest, wish.max_s) + this.offer.billing.fee_nusd);
   }
 
   /** When it ends at the latest, by hours or by money, in seconds from now. */
