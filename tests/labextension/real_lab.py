@@ -57,7 +57,7 @@ class Lab:
 
 @contextlib.contextmanager
 def lab_in(folder: Path, home: Path, extension: Path | None, *options: str, app: str = "jupyterlab") -> Iterator[Lab]:
-    """JupyterLab with everything in its own folders, renting from the broker of `home`; without extension, as control."""
+    """JupyterLab in its own folders, renting from the broker of `home`; without an extension: the control."""
     names = ("config", "runtime", "data", "ipython", "root", "workspaces", "settings")
     own = {name: folder / name for name in names}
     for path in own.values():
