@@ -14,6 +14,7 @@ from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.marketplaces.akash import AkashMarketplace, AkashOptions
 from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.marketplaces.basilica import BasilicaMarketplace, BasilicaOptions
+from jupyter_gpumarket.marketplaces.hyperbolic import HyperbolicMarketplace, HyperbolicOptions
 from jupyter_gpumarket.marketplaces.ionet import IonetMarketplace, IonetOptions
 from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
@@ -52,6 +53,13 @@ MARKETPLACES: tuple[Entry, ...] = (
     Entry(
         name="ionet", options=IonetOptions, needs_key=True, factory=IonetMarketplace, lists_without_key=True
     ),
+    Entry(
+        name="hyperbolic",
+        options=HyperbolicOptions,
+        needs_key=True,
+        factory=HyperbolicMarketplace,
+        lists_without_key=True,
+    ),
 )  # fmt: skip
 
 
@@ -72,7 +80,7 @@ def readers(settings: Settings) -> dict[str, Marketplace]:
     found: dict[str, Marketplace] = {}
     for entry in MARKETPLACES:
         if entry.lists_without_key:
-            with contextlib.suppress(msgspec.ValidationError):
+            with contextlib.suppress(msgspec.ValidationError, ConfigError):
                 options = msgspec.convert(settings.marketplaces.get(entry.name, {}), entry.options)
                 found[entry.name] = entry.factory(options, Secret(""))
     return found

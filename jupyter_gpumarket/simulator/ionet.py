@@ -256,7 +256,7 @@ class IonetStandIn:
             "status": "running",
             "vm_events": None,
             "network_services": {},
-            "ssh_access": f"ssh ubuntu@127.0.0.1 -p {found.port}",
+            "ssh_access": f"ssh {found.login}@127.0.0.1 -p {found.port}",
             "is_external": False,
         }
         workers = [worker] if found.phase is Phase.RUNNING and found.port else []

@@ -23,6 +23,7 @@ from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.simulator.akash import AkashStandIn
 from jupyter_gpumarket.simulator.basilica import BasilicaStandIn
 from jupyter_gpumarket.simulator.faults import FaultBoard
+from jupyter_gpumarket.simulator.hyperbolic import HyperbolicStandIn
 from jupyter_gpumarket.simulator.ionet import IonetStandIn
 from jupyter_gpumarket.simulator.lium import LiumStandIn
 from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
@@ -66,6 +67,7 @@ STAND_INS: dict[str, Maker] = {
     "akash": lambda yard, faults, key, _: AkashStandIn(yard, faults, key),
     "shadeform": lambda yard, faults, key, figures: ShadeformStandIn(yard, faults, key, show_figures=figures),
     "ionet": lambda yard, faults, key, _: IonetStandIn(yard, faults, key),
+    "hyperbolic": lambda yard, faults, key, figures: HyperbolicStandIn(yard, faults, key, show_figures=figures),
 }
 
 
