@@ -15,9 +15,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "GPUCluster",
     "__version__",
     "budgets",
     "charges",
+    "cluster",
     "connect",
     "costs",
     "drop_search",

@@ -262,7 +262,9 @@ class Groups:
             self._set_back(group, f"{lost} nodes in a row did not become ready; the next try is in {PAUSE_S:g} s")
             return
         group.wait_until_s = 0.0
-        share = scaling.share_nusd(self._free(group), count)
+        next_node = await self._market(group, market, now_s)
+        price = next_node.price_nusd_hour if next_node is not None else 0
+        share = scaling.share_nusd(self._free(group), count, price_nusd_hour=price, max_s=group.wish.max_s)
         for _ in range(count):
             wish = group.wish
             request = LeaseRequest(

@@ -24,6 +24,7 @@ STEADY_S = 120.0
 # A paid quantum is used up to so long before its end.
 BEFORE_END_S = 60.0
 SHORT_QUANTUM_S = 120
+DEARER_PERCENT = 120
 
 
 class NodeFacts(Record, frozen=True, kw_only=True):
@@ -209,6 +210,13 @@ def paid_left_s(billed_ms: int, quantum_s: int, minimum_s: int) -> float:
     return quantum_s - billed_s % quantum_s
 
 
-def share_nusd(free_nusd: int, nodes: int) -> int:
-    """What each of so many new nodes may cost, of what is free: together never more than that."""
-    return max(0, free_nusd) // max(nodes, 1)
+def share_nusd(free_nusd: int, nodes: int, *, price_nusd_hour: int, max_s: int) -> int:
+    """What each of so many new nodes may cost, of what is free: together never more than that.
+
+    Nor more than its whole time can cost, with something on top for fees and for a next offer that is dearer: what is
+    set aside for one node cannot pay for another.
+    """
+    share = max(0, free_nusd) // max(nodes, 1)
+    if price_nusd_hour <= 0:
+        return share
+    return min(share, price_nusd_hour * max_s * DEARER_PERCENT // (3600 * 100))

@@ -51,8 +51,10 @@ class SshLink:
         return await self._link.open_stream(command)
 
     async def log(self, installed: Installed) -> str:
-        path = shlex.quote(f"{installed.folder}/agent.log")
-        done = await self._link.run(f"tail -c {LOG_BYTES} {path}", timeout_s=10, check=False)
+        folder = shlex.quote(installed.folder)
+        of_dask = f'for log in dask/*/log; do [ -f "$log" ] && echo "== $log" && tail -c {LOG_BYTES // 4} "$log"; done'
+        command = f"cd {folder} && tail -c {LOG_BYTES} agent.log; {of_dask}; true"
+        done = await self._link.run(command, timeout_s=10, check=False)
         return done.stdout.decode("utf-8", "replace")
 
     def abort(self) -> None:

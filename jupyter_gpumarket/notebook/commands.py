@@ -16,6 +16,7 @@ from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import ENDED_RUNS, ENDED_STATES, RunStatus, Scope
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook import renting
+from jupyter_gpumarket.notebook.cluster_command import ClusterCommand, add_cluster_arguments
 from jupyter_gpumarket.notebook.costline import CostLine, gpu_words, place_of
 from jupyter_gpumarket.notebook.doctor import examine
 from jupyter_gpumarket.notebook.following import Followed
@@ -97,6 +98,8 @@ class Commands:
         attach.add_argument("run", nargs="?", help="the run's id or its beginning (default: the running one)")
         logs = add("logs", "What happened to a node, and its own log.", self._logs)
         logs.add_argument("node", nargs="?", help="which one (default: this notebook's)")
+        cluster = add("cluster", "Several nodes with Dask on them: rent, scale, ask why, give back.", self._cluster)
+        add_cluster_arguments(cluster)
         self._add_settings_commands(add)
         return table
 
@@ -125,6 +128,9 @@ class Commands:
         for status in found.statuses:
             if not status.ok:
                 self._stage.say(f"no answer from {renting.trouble_words(status)}")
+
+    def _cluster(self, arguments: argparse.Namespace) -> None:
+        ClusterCommand(self._notebook, self._stage).run(arguments)
 
     def _rent(self, arguments: argparse.Namespace) -> None:
         wish = wish_from(arguments, self._notebook.settings)

@@ -21,6 +21,7 @@ from jupyter_gpumarket.errors import LeaseFailed
 from jupyter_gpumarket.models import ENDED_STATES, Charge, LeaseRequest, LeaseState, OfferQuery, Scope
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook.frames import charges_frame, explained, offers_frame, prices_frame
+from jupyter_gpumarket.notebook.gpu_cluster import GPUCluster
 from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
 from jupyter_gpumarket.notebook.searching import Amount, amount_nusd, least_tier, price_kind, search_of
@@ -207,6 +208,11 @@ def rent(gpu: str | None = None, *, budget: str, hours: float, name: str = "", t
             raise LeaseFailed(f"{view.lease.name} was not ready within {timeout_s:g} s; it is given back")
         view = client.lease(view.lease.lease_id, after_seq=view.seq, wait_s=5.0)
     return view
+
+
+def cluster(n: int | None = None, **options: Any) -> GPUCluster:
+    """Rent `n` nodes with Dask on them, side by side, and wait until they work: see `GPUCluster`."""
+    return GPUCluster(n, **options)
 
 
 def release(lease: str, *, timeout_s: float = 60) -> LeaseView:

@@ -233,7 +233,16 @@ def _consent(stage: Stage, wish: Wish, offers: list[Offer]) -> None:
     worst = worst_case_nusd(wish, offers)
     limits = f"budget {format_usd(wish.budget_nusd)}, at most {in_words(wish.max_s)}"
     summary = f"rent {offer_words(best)}; {limits}; worst case {format_usd(worst, places=2)}"
-    if wish.yes:
+    ask(stage, summary, yes=wish.yes)
+
+
+def ask(stage: Stage, summary: str, *, yes: bool) -> None:
+    """Say what would be rented, and ask unless the user has agreed already.
+
+    Raises:
+        Cancelled: the answer was no. ConfigError: nobody can be asked here.
+    """
+    if yes:
         stage.say(summary)
         return
     try:

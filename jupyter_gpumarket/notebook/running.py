@@ -14,6 +14,7 @@ from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook import renting
 from jupyter_gpumarket.notebook.costline import CostLine, final_text, place_of
 from jupyter_gpumarket.notebook.failures import error_of
+from jupyter_gpumarket.notebook.fanout import Heads
 from jupyter_gpumarket.notebook.fitting import misfit
 from jupyter_gpumarket.notebook.following import Followed, Follower
 from jupyter_gpumarket.notebook.handle import RunHandle
@@ -47,6 +48,7 @@ class CellRunner:
         self._notebook = notebook
         self._shell = shell
         self._stage = Stage(shell)
+        self._heads = Heads(notebook, self._stage)
         self.maps = MapRunner(notebook, shell, self._stage)
 
     def run(self, options: CellOptions, code: str) -> RunHandle | MapResults | None:
@@ -135,7 +137,7 @@ class CellRunner:
             for notice in self._notebook.fresh_notices(view):
                 self._stage.write(f"[gpumarket] {view.lease.name}: {one_line(notice, 500)}\n", to_stderr=True)
             if misfit(view.lease, options.wish.query) is None:
-                return view.lease
+                return self._heads.for_cell(view.lease, views)
         if views:
             lease = views[0].lease
             self._stage.say(f"{lease.name} does not fit ({misfit(lease, options.wish.query)}): another node is needed")

@@ -1,0 +1,159 @@
+"""A cluster from a notebook: rented side by side from a pool, used in cells, scaled, looked at, given back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_gpumarket.client import Client, connect
+from jupyter_gpumarket.errors import GpuMarketError
+from tests.notebook.real_kernel import ROOT, RealKernel
+from tests.pool_fixtures import RunningPool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[RunningPool]:
+    """A pool of four hosts, of which one is dear."""
+    top = Path(tempfile.mkdtemp(prefix="gpd", dir="/tmp"))
+    pool = RunningPool(top)
+    try:
+        pool.start_registry()
+        for _ in range(3):
+            pool.add_host()
+        pool.add_host(price="0.90")
+        yield pool
+        give_everything_back(pool)
+    finally:
+        pool.stop()
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def give_everything_back(pool: RunningPool) -> None:
+    with contextlib.suppress(GpuMarketError), connect(pool.folders, start=False) as client:
+        for cluster in client.clusters():
+            client.end_cluster(cluster.name)
+        for view in client.leases():
+            client.release(view.lease.lease_id)
+        deadline = time.monotonic() + 60
+        while client.leases() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert client.leases() == []
+        client.shutdown()
+
+
+@pytest.fixture(scope="module")
+def broker(lab: RunningPool) -> Iterator[Client]:
+    with connect(lab.folders) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def kernel(lab: RunningPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKernel]:
+    """A notebook whose cluster `crew` has two nodes."""
+    environment = {**lab.environment, "PYTHONPATH": str(ROOT), "JUPYTER_GPUMARKET_NOTEBOOK": "lab/crew.ipynb"}
+    kernel = RealKernel(environment, tmp_path_factory.mktemp("kernel")).start()
+    try:
+        kernel.must_run("%load_ext jupyter_gpumarket")
+        kernel.must_run("%gpu cluster 2 --gpu none --budget 6 --name crew --threads 1 --yes")
+        yield kernel
+    finally:
+        kernel.stop()
+
+
+def until(holds: Any, what: str, timeout_s: float = 90.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}"
+        time.sleep(0.2)
+    return found
+
+
+def test_client_is_there_in_the_notebooks_cells(kernel: RealKernel, broker: Client) -> None:
+    """A `%%gpu` cell runs on the head with `client` bound, and its tasks on both nodes."""
+    done = kernel.must_run(
+        "%%gpu\nimport os\n"
+        "homes = set(client.run(lambda: __import__('os').environ['HOME']).values())\n"
+        "print(len(homes), client.submit(sum, client.map(abs, range(-9, 0))).result())"
+    )
+    view = broker.cluster_view("crew")
+    assert done.stdout.split() == ["2", "45"]
+    assert view.dask is not None
+    assert view.dask.head in {lease.lease_id for lease in view.leases}
+    assert sum(lease.request.budget_nusd for lease in view.leases) <= view.wish.budget_nusd
+
+
+def test_a_client_of_the_notebook_is_refused_by_strangers_nodes(kernel: RealKernel) -> None:
+    """`Client(cluster)` in the notebook says why it is refused, and how it would go."""
+    done = kernel.run(
+        "import jupyter_gpumarket as gm\nfrom distributed import Client\n"
+        "cluster = gm.GPUCluster(name='crew')\nClient(cluster)"
+    )
+    assert done.status == "error"
+    assert done.reply["ename"] == "NotTrusted"
+    assert "client` inside a %%gpu cell" in done.reply["evalue"]
+    assert "crew" in kernel.must_run("print(cluster.name, len(cluster.scheduler_info['workers']))").stdout
+
+
+def test_it_scales_and_tells_why(kernel: RealKernel, broker: Client) -> None:
+    """`scale` rents a node that joins by itself, and gives one back again; the reasons can be read."""
+    kernel.must_run("cluster.scale(3)\ncluster.wait_for_workers(3, timeout=60)")
+    assert len(broker.cluster_view("crew").leases) == 3
+    kernel.must_run("cluster.scale(2)")
+    until(lambda: len(broker.cluster_view("crew").leases) == 2, "one is given back")
+    why = kernel.must_run("%gpu cluster why")
+    told = why.stdout + "".join(str(content) for content in why.of("display_data"))
+
+    assert "2 of 3 nodes are there" in told
+    assert "3 nodes, and 2 are asked for" in told
+
+
+def test_a_lost_node_is_replaced_within_the_budget(kernel: RealKernel, broker: Client, lab: RunningPool) -> None:
+    """A worker's node that dies costs its running tasks only; another one joins by itself, and the bill is true."""
+    view = broker.cluster_view("crew")
+    assert view.dask is not None
+    lost = next(lease for lease in view.leases if lease.lease_id != view.dask.head)
+    sent = kernel.submit(
+        "%%gpu\nimport time\n"
+        "def slow(x):\n    time.sleep(0.3)\n    return x\n"
+        "print(sum(client.gather(client.map(slow, range(60), retries=5))))"
+    )
+    until(lambda: (broker.cluster_view("crew").dask or view.dask).tasks.processing, "tasks run")
+    host = next(host for host in lab.hosts if host.pid and lost.rental_id in _leases_of(lab, host))
+    host.kill()
+    done = kernel.finish(sent)
+
+    assert done.status == "ok", done.reply
+    assert done.stdout.split()[-1] == str(sum(range(60)))
+    until(lambda: _is_whole_without(broker, lost.lease_id), "another node has joined", 150)
+    after = broker.cluster_view("crew")
+    assert after.spent_nusd <= after.wish.budget_nusd
+
+
+def _leases_of(lab: RunningPool, host: Any) -> str:
+    folder = lab.host_folder(lab.hosts.index(host))
+    return " ".join(str(path) for path in folder.rglob("*"))
+
+
+def _is_whole_without(broker: Client, lost: str) -> bool:
+    view = broker.cluster_view("crew")
+    running = {w.lease_id for w in view.dask.workers if w.state == "running"} if view.dask else set()
+    return len(running - {lost}) == 2
+
+
+def test_release_gives_all_of_it_back(kernel: RealKernel, broker: Client) -> None:
+    """`%gpu cluster release` ends every node, and tells what all of it cost."""
+    done = kernel.must_run("%gpu cluster release")
+
+    assert "is given back; it cost $" in done.stdout
+    assert [view.lease.name for view in broker.leases() if view.lease.request.cluster.startswith("crew")] == []
+    assert os.path.isdir(ROOT)
