@@ -76,6 +76,21 @@ class Books:
         runs = self._journal.runs(lease_id=lease.lease_id)
         return ledger.run_cost(lease, runs, run_id, self._clock.now_ms())
 
+    def run_costs(self, *, lease_id: str | None, notebook: str | None, limit: int) -> list[RunCost]:
+        """Cell runs with their shares, newest first; of one lease, of one notebook."""
+        runs = [
+            run for run in self._journal.runs(lease_id=lease_id) if notebook is None or run.owner.notebook == notebook
+        ]
+        newest = sorted(runs, key=lambda run: run.started_ms or 0, reverse=True)[:limit]
+        found: list[RunCost] = []
+        for one in {run.lease_id for run in newest}:
+            lease = self._journal.lease(one)
+            if lease is not None:
+                wanted = {run.run_id for run in newest if run.lease_id == one}
+                of_lease = self._journal.runs(lease_id=one)
+                found += ledger.run_costs(lease, of_lease, wanted, self._clock.now_ms())
+        return sorted(found, key=lambda cost: cost.run.started_ms or 0, reverse=True)
+
     def budgets(self) -> list[Budget]:
         """All budgets."""
         return self._journal.budgets()

@@ -39,6 +39,8 @@ from jupyter_gpumarket.broker.service import Service
 from jupyter_gpumarket.broker.web import DOOR, MAX_WAIT_S, Call, Route
 from jupyter_gpumarket.models import CellRun, LeaseRequest
 
+MAX_RUNS = 500
+
 
 async def _health(service: Service, _call: Call) -> BrokerInfo:
     return await service.health()
@@ -135,6 +137,11 @@ async def _run_cost(service: Service, call: Call) -> RunCost:
     return await service.run_cost(call.parts["run"], wait_s=wait_s)
 
 
+async def _runs(service: Service, call: Call) -> list[RunCost]:
+    limit = min(MAX_RUNS, max(1, int(call.number("limit", 100) or 100)))
+    return await service.run_costs(lease=call.query.get("lease"), notebook=call.query.get("notebook"), limit=limit)
+
+
 async def _costs(service: Service, call: Call) -> CostList:
     return await service.costs(call.body)
 
@@ -194,6 +201,14 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", "/v1/clusters/{name}", _cluster_view, ClusterView, "Its nodes, money, Dask, and why"),
     _route("POST", "/v1/clusters/{name}/end", _end_cluster, ClusterView, "Give all its nodes back"),
     _route("POST", "/v1/runs", _start_run, CellRun, "Before a cell runs: check budgets, journal", body=RunWish),
+    _route(
+        "GET",
+        "/v1/runs",
+        _runs,
+        list[RunCost],
+        f"Cell runs, newest first, at most `limit` (100; no more than {MAX_RUNS})",
+        query=("lease", "notebook", "limit"),
+    ),
     _route(
         "GET",
         "/v1/runs/{run}",

@@ -311,6 +311,11 @@ class Service:
             raise NotFound(f"no cell run {run_id[:MAX_ID_CHARS]!r} is known", what="run")
         return self._parts.books.run_cost(lease, run_id)
 
+    async def run_costs(self, *, lease: str | None, notebook: str | None, limit: int) -> list[RunCost]:
+        """Cell runs with their shares of the bill, newest first."""
+        lease_id = self._find(lease).lease_id if lease else None
+        return self._parts.books.run_costs(lease_id=lease_id, notebook=notebook, limit=limit)
+
     async def costs(self, query: CostQuery) -> CostList:
         """Lines of the ledger."""
         lease_id = self._find(query.lease).lease_id if query.lease else None

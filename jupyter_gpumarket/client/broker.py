@@ -203,6 +203,13 @@ class AsyncClient:
         cost: RunCost = await self._call("GET", f"/v1/runs/{_part(run_id)}", RunCost, query=query, wait_s=wait_s)
         return cost
 
+    async def runs(self, *, lease: str = "", notebook: str = "", limit: int = 100) -> list[RunCost]:
+        """Cell runs with their shares of the bill, newest first; of one lease, of one notebook."""
+        asked = {"lease": lease, "notebook": notebook}
+        query: dict[str, str | int | float] = {"limit": limit, **{name: text for name, text in asked.items() if text}}
+        costs: list[RunCost] = await self._call("GET", "/v1/runs", list[RunCost], query=query)
+        return costs
+
     async def costs(self, query: CostQuery | None = None) -> CostList:
         """Lines of the ledger."""
         lines: CostList = await self._call("POST", "/v1/costs", CostList, body=query or CostQuery())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jupyter_gpumarket.ledger.budgets import Cut, cuts, refuse_lease, refuse_run, verdict, views
-from jupyter_gpumarket.ledger.charges import lease_charges, lease_money, run_cost, worst_case_nusd
+from jupyter_gpumarket.ledger.charges import lease_charges, lease_money, run_cost, run_costs, worst_case_nusd
 from jupyter_gpumarket.ledger.reconcile import reconcile
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "refuse_lease",
     "refuse_run",
     "run_cost",
+    "run_costs",
     "verdict",
     "views",
     "worst_case_nusd",

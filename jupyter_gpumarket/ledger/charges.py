@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from jupyter_gpumarket.api import RunCost
@@ -299,25 +299,40 @@ def run_cost(lease: Lease, runs: Iterable[CellRun], run_id: str, now_ms: int) ->
     Raises:
         KeyError: no run of that id among `runs`.
     """
-    runs = list(runs)
-    run = next((run for run in runs if run.run_id == run_id), None)
-    if run is None:
+    costs = run_costs(lease, runs, {run_id}, now_ms)
+    if not costs:
         raise KeyError(f"no run {run_id} on lease {lease.lease_id}")
+    return costs[0]
+
+
+def run_costs(lease: Lease, runs: Iterable[CellRun], wanted: Collection[str], now_ms: int) -> list[RunCost]:
+    """The same for several runs of a lease, whose bill is divided only once."""
+    runs = list(runs)
     lines = lease_charges(lease, runs, now_ms)
-    duration_ms = 0
-    if run.started_ms is not None:
-        duration_ms = max(0, (run.ended_ms if run.ended_ms is not None else now_ms) - run.started_ms)
-    return RunCost(
-        run=run,
-        node=lease.name,
-        duration_ms=duration_ms,
-        amount_nusd=sum(line.amount_nusd for line in lines if line.run_id == run_id),
-        rate_nusd_hour=lease.price_nusd_hour,
-        final=run.status in ENDED_RUNS,
-        lease_total_nusd=sum(line.amount_nusd for line in lines),
-        lease_boot_nusd=sum(line.amount_nusd for line in lines if line.kind is ChargeKind.BOOT),
-        lease_idle_nusd=sum(line.amount_nusd for line in lines if line.kind is ChargeKind.IDLE),
-    )
+    shares: dict[str, int] = defaultdict(int)
+    for line in lines:
+        shares[line.run_id] += line.amount_nusd
+    return [
+        RunCost(
+            run=run,
+            node=lease.name,
+            duration_ms=_duration_ms(run, now_ms),
+            amount_nusd=shares[run.run_id],
+            rate_nusd_hour=lease.price_nusd_hour,
+            final=run.status in ENDED_RUNS,
+            lease_total_nusd=sum(line.amount_nusd for line in lines),
+            lease_boot_nusd=sum(line.amount_nusd for line in lines if line.kind is ChargeKind.BOOT),
+            lease_idle_nusd=sum(line.amount_nusd for line in lines if line.kind is ChargeKind.IDLE),
+        )
+        for run in runs
+        if run.run_id in wanted
+    ]
+
+
+def _duration_ms(run: CellRun, now_ms: int) -> int:
+    if run.started_ms is None:
+        return 0
+    return max(0, (run.ended_ms if run.ended_ms is not None else now_ms) - run.started_ms)
 
 
 def worst_case_nusd(lease: Lease) -> int:

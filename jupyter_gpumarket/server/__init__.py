@@ -3,6 +3,9 @@
     app.py        the extension: settings, hooks of Jupyter Server, what is started and stopped
     routes.py     the one table of routes under /gpumarket, and what each asks of the broker
     now.py        what is rented and owed, in one answer
+    quotes.py     what a rental would be, before it is
+    runs.py       what a cell run wrote, as text
+    files.py      costs as files
     handlers.py   who may call, how a call is read, how errors are answered
     door.py       the one connection to the broker, started when it is first needed
     watch.py      looks at the broker while somebody uses it, and tells what has changed

@@ -40,7 +40,10 @@ from jupyter_gpumarket.api.columns import columns
 from jupyter_gpumarket.api.openapi import document
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.models import LeaseRequest, Owner, Record
+from jupyter_gpumarket.server.files import CostFile, cost_file
 from jupyter_gpumarket.server.now import Now, look
+from jupyter_gpumarket.server.quotes import RentPreview, preview
+from jupyter_gpumarket.server.runs import RunLog, run_log
 
 if TYPE_CHECKING:
     from jupyter_gpumarket.client import AsyncClient
@@ -235,6 +238,24 @@ async def _log(door: Door, call: Call) -> NodeLog:
     return await door.call(ask)
 
 
+async def _quote(door: Door, call: Call) -> RentPreview:
+    return await preview(door, call.body)
+
+
+async def _runs(door: Door, call: Call) -> list[RunCost]:
+    lease, notebook = call.query.get("lease", ""), call.query.get("notebook", "")
+    limit = int(call.number("limit", 100))
+    return await door.call(lambda broker: broker.runs(lease=lease, notebook=notebook, limit=limit))
+
+
+async def _run_log(door: Door, call: Call) -> RunLog:
+    return await run_log(door, call.parts["run"])
+
+
+async def _cost_file(door: Door, call: Call) -> CostFile:
+    return await cost_file(door, call.parts["format"], call.body)
+
+
 async def _run_cost(door: Door, call: Call) -> RunCost:
     return await door.call(lambda broker: broker.run_cost(call.parts["run"]))
 
@@ -295,6 +316,7 @@ ROUTES: tuple[Route, ...] = (
     _reading("/searches", _searches, list[SearchView], "Saved searches and what they last found"),
     _writing("PUT", "/searches", _keep_search, list[SearchView], "Save a search", body=SavedSearch),
     _writing("POST", "/searches/drop", _drop_search, list[SearchView], "Forget a saved search", body=DropSearch),
+    _searching("/quote", _quote, RentPreview, "What a request would rent now; rents nothing", body=LeaseRequest),
     _spending("/leases", _rent, LeaseView, "Rent a node: the same request_id twice is one lease", body=LeaseRequest),
     _reading("/leases", _leases, list[LeaseView], "Open leases; with all=1, ended ones too", query=("all",)),
     _reading(
@@ -309,8 +331,19 @@ ROUTES: tuple[Route, ...] = (
     _reading("/leases/{lease}/story", _story, list[JournalLine], "What the journal tells about a lease"),
     _reading("/leases/{lease}/node", _node, NodeView, "The node: set-up, link, use"),
     _reading("/leases/{lease}/log", _log, NodeLog, "The end of the node's log, as text"),
+    _reading(
+        "/runs",
+        _runs,
+        list[RunCost],
+        "Cell runs with their shares, newest first; of one lease or notebook",
+        query=("lease", "notebook", "limit"),
+    ),
+    _reading("/runs/{run}/log", _run_log, RunLog, "What a cell run wrote so far, cleaned, as text"),
     _reading("/runs/{run}/cost", _run_cost, RunCost, "A cell run and its share of the bill"),
     _searching("/costs", _costs, CostList, "Lines of the ledger", body=CostQuery),
+    _searching(
+        "/costs/export/{format}", _cost_file, CostFile, "Lines of the ledger as csv, parquet or html", body=CostQuery
+    ),
     _reading("/budgets", _budgets, list[BudgetView], "All budgets, with what is spent and reserved"),
     _writing("PUT", "/budgets", _set_budget, list[BudgetView], "Set or take away a budget", body=BudgetSetting),
     _reading("/orphans", _orphans, list[Orphan], "Rentals with our label that no lease knows: they bill"),

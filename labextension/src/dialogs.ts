@@ -34,7 +34,7 @@ class Form extends Widget implements Dialog.IBodyWidget<Readonly<Record<string, 
 }
 
 function field(label: string, name: string, value: string, hint: string): TemplateResult {
-  return html`<label class="gm-Field"
+  return html`<label class="gm-Entry"
     ><span>${label}</span>
     <input class="jp-mod-styled" name=${name} .value=${value} autocomplete="off" />
     <small class="gm-Dim">${hint}</small></label
@@ -127,7 +127,7 @@ export async function askBudget(given: Partial<BudgetSetting>, { words }: Asking
       user: words.__('User'),
       project: words.__('Project')
     };
-    const body = html`<label class="gm-Field"
+    const body = html`<label class="gm-Entry"
         ><span>${words.__('For')}</span>
         <select class="jp-mod-styled" name="scope" aria-label=${words.__('For')}>
           ${SCOPES.map(scope => html`<option value=${scope} ?selected=${scope === value['scope']}>${names[scope]}</option>`)}

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import polars as pl
 import pytest
 
 from tests.broker.running import brokers_of, end_processes, until
@@ -65,6 +66,10 @@ async def _rent_watch_and_give_back(pool: RunningPool, door: httpx.AsyncClient, 
     await told.until("broker", up=True)
 
     wish = rental(name="from-a-page")
+    preview = await ask(door, "POST", "/quote", wish)
+    assert [offer["marketplace"] for offer in preview["offers"]] == ["pool"]
+    assert 0 < preview["worst_case_nusd"] <= wish["budget_nusd"]
+    assert await ask(door, "GET", "/leases") == [], "a preview rents nothing"
     rented = await ask(door, "POST", "/leases", wish)
     lease_id = rented["lease"]["lease_id"]
     assert rented["lease"]["request"]["owner"]["user"]
@@ -97,8 +102,20 @@ async def _rent_watch_and_give_back(pool: RunningPool, door: httpx.AsyncClient, 
     await told.until("lease", lease_id=lease_id, state="released", may_bill=False)
     charges = (await ask(door, "POST", "/costs", {"lease": lease_id}))["charges"]
     assert sum(charge["amount_nusd"] for charge in charges) > 0
+    await _take_away(door, charges)
+    assert await ask(door, "GET", "/runs", lease=lease_id) == []
     assert await ask(door, "GET", "/leases") == []
     return secrets
+
+
+async def _take_away(door: httpx.AsyncClient, charges: list[dict[str, Any]]) -> None:
+    """The costs as files add up to the same as the lines."""
+    total = sum(charge["amount_nusd"] for charge in charges)
+    files = {name: await ask(door, "POST", f"/costs/export/{name}", {}) for name in ("csv", "parquet", "html")}
+    assert sum(pl.read_csv(files["csv"]["content"].encode())["amount_nusd"]) == total
+    assert sum(pl.read_parquet(base64.b64decode(files["parquet"]["content"]))["amount_nusd"]) == total
+    assert "<table" in files["html"]["content"]
+    assert (await door.post("/gpumarket/costs/export/exe", json={})).status_code == 404
 
 
 def _forms(secret: str) -> list[str]:

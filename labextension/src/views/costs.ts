@@ -129,7 +129,7 @@ function chart(props: CostsProps): TemplateResult {
 
 function table(heads: readonly string[], rows: readonly (readonly string[])[]): TemplateResult {
   return html`<div class="gm-Scroll" tabindex="0" role="region" aria-label=${heads[0] ?? ''}>
-    <table class="gm-Table">
+    <table class="gm-Grid">
       <thead>
         <tr>${heads.map(head => html`<th scope="col">${head}</th>`)}</tr>
       </thead>

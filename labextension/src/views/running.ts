@@ -186,7 +186,7 @@ function phases(view: LeaseView, props: RunningProps): TemplateResult {
   }
   const entered = PHASES.map(phase => lease.phases[phase]);
   const step = view.node?.steps.find(one => one.state === 'running');
-  return html`<ol class="gm-Phases" aria-label=${words.__('How far it is')}>
+  return html`<ol class="gm-Course" aria-label=${words.__('How far it is')}>
     ${PHASES.map((phase, i) => {
       const start = entered[i];
       const end = entered.slice(i + 1).find(ms => ms !== undefined);
