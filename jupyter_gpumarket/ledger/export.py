@@ -7,6 +7,7 @@ that a spreadsheet would run as a formula is defused.
 from __future__ import annotations
 
 import html
+import io
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import polars as pl
 import jupyter_gpumarket
 from jupyter_gpumarket.clock import iso_utc
 from jupyter_gpumarket.errors import BadRequest
-from jupyter_gpumarket.ledger.reports import by
+from jupyter_gpumarket.ledger.reports import by, frame
 from jupyter_gpumarket.models import Charge, ChargeKind
 from jupyter_gpumarket.money import format_usd
 
@@ -46,6 +47,23 @@ def write(lines: pl.DataFrame, path: Path) -> None:
         path.write_text(lines.write_json(), encoding="utf-8")
     else:
         raise BadRequest(f"cannot write {path.name}: choose a name that ends in .csv, .parquet, .html or .json")
+
+
+def content(charges: Iterable[Charge], wanted: str, *, since_ms: int, until_ms: int) -> bytes:
+    """The lines of a span, split at midnight UTC, as the bytes of a csv, parquet or html file.
+
+    Raises:
+        BadRequest: `wanted` is none of these.
+    """
+    if wanted not in ("csv", "parquet", "html"):
+        raise BadRequest(f"costs can be written as csv, parquet or html, not as {wanted[:40]!r}")
+    start, end = (datetime.fromtimestamp(ms / 1000, tz=UTC) for ms in (since_ms, until_ms))
+    lines = frame(charges).filter((pl.col("end") > start) & (pl.col("start") <= end))
+    if wanted == "parquet":
+        buffer = io.BytesIO()
+        lines.write_parquet(buffer)
+        return buffer.getvalue()
+    return (csv_text(lines) if wanted == "csv" else html_text(lines)).encode()
 
 
 def csv_text(lines: pl.DataFrame) -> str:

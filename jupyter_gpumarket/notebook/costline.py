@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from jupyter_gpumarket.api import RunCost
@@ -12,6 +14,8 @@ from jupyter_gpumarket.money import cost_nusd, format_usd
 from jupyter_gpumarket.notebook.stage import Stage, as_html
 
 UPDATE_EVERY_S = 0.5
+# Front ends find a run by this key in the metadata of the line's display, and keep it under the same one with the cell.
+METADATA_KEY = "jupyter_gpumarket"
 
 MARKS = {
     RunStatus.OK: "done",
@@ -74,6 +78,12 @@ class CostLine:
         self._shown_s = float("-inf")
         self._is_placed = False
         self._last = ""
+        self._about: dict[str, Any] = {}
+
+    def announce(self, run_id: str, node: str, *, amount_nusd: int | None = None, final: bool = False) -> None:
+        """Which run the line is about, and what it cost: told to front ends with every state from now on."""
+        about = {"run_id": run_id, "node": node, "amount_nusd": amount_nusd, "final": final}
+        self._about = {METADATA_KEY: about}
 
     def live(self, text: str) -> None:
         """Show a passing state, at most twice a second."""
@@ -98,7 +108,7 @@ class CostLine:
 
     def _put(self, text: str) -> None:
         data = {"text/plain": text, "text/html": f"<small>{as_html(text)}</small>"}
-        self._stage.publish(data, display_id=self._display_id, update=self._is_placed)
+        self._stage.publish(data, self._about, display_id=self._display_id, update=self._is_placed)
         self._is_placed = True
         self._last = text
         self._shown_s = self._clock.monotonic_s()

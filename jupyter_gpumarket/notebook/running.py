@@ -88,8 +88,15 @@ class CellRunner:
     def finish(self, runs: list[Followed], line: CostLine | None = None) -> None:
         """Follow runs to their end, show what they cost, bring their results, and raise how they ended."""
         line = line or self._line(runs[0].run_id)
+        first = runs[0]
+        line.announce(first.run_id, first.place.name)
         Follower(self._stage, line, self._notebook.clock, self._notebook.pause).follow(runs)
-        line.final("\n".join(self._cost_text(run) for run in runs))
+        costs = [self._known_cost(run) for run in runs]
+        known = [cost for cost in costs if isinstance(cost, RunCost)]
+        if len(known) == len(runs):
+            amount_nusd, final = sum(cost.amount_nusd for cost in known), all(cost.final for cost in known)
+            line.announce(first.run_id, first.place.name, amount_nusd=amount_nusd, final=final)
+        line.final("\n".join(_cost_text(run, cost) for run, cost in zip(runs, costs, strict=True)))
         errors = [error for run in runs if (error := self._outcome(run)) is not None]
         if errors:
             for error in errors[1:]:
@@ -194,12 +201,12 @@ class CellRunner:
             self._stage.say(f"{run.place.name} runs it as {run.run_id}; `%gpu attach {run.run_id}` shows its output")
         return RunHandle(runs[0].run_id, runs[0].cluster, runs[0].place.name)
 
-    def _cost_text(self, run: Followed) -> str:
+    def _known_cost(self, run: Followed) -> RunCost | GpuMarketError:
+        """What a run cost, or why that is not known: the cell itself is over, and how it went must still be told."""
         try:
-            cost = self._final_cost(run.run_id)
-        except GpuMarketError as error:  # the cell itself is over; how it went must still be told
-            return f"{run.place.name} · the cost is not known yet ({error}); `%gpu cost` tells it later"
-        return run.prefix + final_text(run.place, cost)
+            return self._final_cost(run.run_id)
+        except GpuMarketError as error:
+            return error
 
     def _final_cost(self, run_id: str) -> RunCost:
         clock = self._notebook.clock
@@ -222,3 +229,9 @@ class CellRunner:
     def _fetch(self, view: RunView, run: Followed) -> None:
         namespace = self._shell.user_ns
         fetch_outputs(view, run.cluster, namespace, self._stage, self._notebook.clock)
+
+
+def _cost_text(run: Followed, cost: RunCost | GpuMarketError) -> str:
+    if isinstance(cost, GpuMarketError):
+        return f"{run.place.name} · the cost is not known yet ({cost}); `%gpu cost` tells it later"
+    return run.prefix + final_text(run.place, cost)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 from datetime import UTC, datetime
 
 from jupyter_gpumarket.api import CostQuery
@@ -41,18 +40,14 @@ async def cost_file(door: Door, wanted: str, query: CostQuery) -> CostFile:
 
 
 def _written(wanted: str, charges: list[Charge], query: CostQuery, as_of_ms: int) -> CostFile:
-    import polars as pl
+    from jupyter_gpumarket.ledger import export
 
-    from jupyter_gpumarket.ledger import export, reports
-
-    start = datetime.fromtimestamp(query.since_ms / 1000, tz=UTC)
-    end = datetime.fromtimestamp((as_of_ms if query.until_ms is None else query.until_ms) / 1000, tz=UTC)
-    lines = reports.frame(charges).filter((pl.col("end") > start) & (pl.col("start") <= end))
-    name = f"gpu-costs-{datetime.fromtimestamp(as_of_ms / 1000, tz=UTC):%Y-%m-%d}.{wanted}"
-    if wanted == "parquet":
-        buffer = io.BytesIO()
-        lines.write_parquet(buffer)
-        content = base64.b64encode(buffer.getvalue()).decode()
-    else:
-        content = export.csv_text(lines) if wanted == "csv" else export.html_text(lines)
-    return CostFile(name=name, mime=MIMES[wanted], base64=wanted == "parquet", content=content)
+    until_ms = as_of_ms if query.until_ms is None else query.until_ms
+    data = export.content(charges, wanted, since_ms=query.since_ms, until_ms=until_ms)
+    is_binary = wanted == "parquet"
+    return CostFile(
+        name=f"gpu-costs-{datetime.fromtimestamp(as_of_ms / 1000, tz=UTC):%Y-%m-%d}.{wanted}",
+        mime=MIMES[wanted],
+        base64=is_binary,
+        content=base64.b64encode(data).decode() if is_binary else data.decode(),
+    )

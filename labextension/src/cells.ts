@@ -124,7 +124,8 @@ export class Cells {
 
   /** The kernel says in an output's metadata which run it was and what it cost: the cell keeps that. */
   private note(model: ICodeCellModel): void {
-    for (let i = model.outputs.length - 1; i >= 0; i -= 1) {
+    // The cost line comes first; what a node displays comes after it and cannot take its place.
+    for (let i = 0; i < model.outputs.length; i += 1) {
       const told = remembered(model.outputs.get(i).metadata[KEY]);
       if (told !== null) {
         if (!isSame(told, this.kept(model))) {
