@@ -9,7 +9,7 @@ __all__ = ["room"]
 
 
 def test_the_cost_line_names_its_run_and_its_cost(room: Room) -> None:
-    """While it runs, the line's metadata has run and node; at its end the exact cost. A badge keeps that with the cell."""
+    """While it runs, the line's metadata has run and node; at its end the exact cost, which a badge keeps."""
     room.must_run("%%gpu\nprint(1)")
 
     told = [one["metadata"][METADATA_KEY] for one in room.published if METADATA_KEY in (one.get("metadata") or {})]
