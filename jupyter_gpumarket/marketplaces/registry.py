@@ -14,6 +14,7 @@ from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.marketplaces.akash import AkashMarketplace, AkashOptions
 from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.marketplaces.basilica import BasilicaMarketplace, BasilicaOptions
+from jupyter_gpumarket.marketplaces.dispersed import DispersedMarketplace, DispersedOptions
 from jupyter_gpumarket.marketplaces.hyperbolic import HyperbolicMarketplace, HyperbolicOptions
 from jupyter_gpumarket.marketplaces.ionet import IonetMarketplace, IonetOptions
 from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
@@ -45,6 +46,7 @@ MARKETPLACES: tuple[Entry, ...] = (
     Entry(name="lium", options=LiumOptions, needs_key=True, factory=LiumMarketplace),
     Entry(name="targon", options=TargonOptions, needs_key=True, factory=TargonMarketplace),
     Entry(name="basilica", options=BasilicaOptions, needs_key=True, factory=BasilicaMarketplace),
+    Entry(name="dispersed", options=DispersedOptions, needs_key=True, factory=DispersedMarketplace),
     Entry(name="primeintellect", options=PrimeOptions, needs_key=True, factory=PrimeMarketplace),
     Entry(
         name="akash", options=AkashOptions, needs_key=True, factory=AkashMarketplace, lists_without_key=True

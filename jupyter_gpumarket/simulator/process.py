@@ -22,6 +22,7 @@ from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.simulator.akash import AkashStandIn
 from jupyter_gpumarket.simulator.basilica import BasilicaStandIn
+from jupyter_gpumarket.simulator.dispersed import DispersedStandIn
 from jupyter_gpumarket.simulator.faults import FaultBoard
 from jupyter_gpumarket.simulator.hyperbolic import HyperbolicStandIn
 from jupyter_gpumarket.simulator.ionet import IonetStandIn
@@ -63,6 +64,7 @@ STAND_INS: dict[str, Maker] = {
     "lium": lambda yard, faults, key, figures: LiumStandIn(yard, faults, key, show_figures=figures),
     "targon": lambda yard, faults, key, figures: TargonStandIn(yard, faults, key, show_figures=figures),
     "basilica": lambda yard, faults, key, figures: BasilicaStandIn(yard, faults, key, show_figures=figures),
+    "dispersed": lambda yard, faults, key, figures: DispersedStandIn(yard, faults, key, show_figures=figures),
     "primeintellect": lambda yard, faults, key, figures: PrimeStandIn(yard, faults, key, show_figures=figures),
     "akash": lambda yard, faults, key, _: AkashStandIn(yard, faults, key),
     "shadeform": lambda yard, faults, key, figures: ShadeformStandIn(yard, faults, key, show_figures=figures),
@@ -123,7 +125,7 @@ async def serve(options: Options, pool: Marketplace) -> None:
     clock = SystemClock()
     servers, told = [], {}
     for name in options.names:
-        key, faults = secrets.token_urlsafe(24), FaultBoard()
+        key, faults = new_key(name), FaultBoard()
         yard = Yard(pool, clock, faults, boot_s=options.boot_s)
         server = Server(STAND_INS[name](yard, faults, Secret(key), options.figures), clock, latency_s=options.latency_s)
         servers.append(server)
@@ -135,6 +137,12 @@ async def serve(options: Options, pool: Marketplace) -> None:
     for server in servers:
         await server.aclose()
     await pool.aclose()
+
+
+def new_key(name: str) -> str:
+    """A stand-in's account gets a key of the form that its marketplace gives."""
+    token = secrets.token_urlsafe(24)
+    return f"pk_{secrets.token_hex(8)}:sk_{token}" if name == "dispersed" else token
 
 
 def listen_for_the_end(stop: asyncio.Event, *, with_stdin: bool) -> None:
