@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from jupyter_gpumarket.agent.folder import NodeFolder
+from jupyter_gpumarket.wire.bulk import TakeBlob
 from jupyter_gpumarket.wire.messages import BlobStored, PutBlob
 
 
@@ -46,6 +47,31 @@ class Blobs:
         if digest.hexdigest() != order.sha256:
             return self._refuse(order, "the input arrived with another hash than announced")
         draft.replace(target)
+        return BlobStored(sha256=order.sha256)
+
+    def take(self, order: TakeBlob) -> BlobStored:
+        """Keep a blob whose bytes came beside the channel; blocks for as long as hashing takes.
+
+        Raises:
+            BadRequest: the hash is none.
+        """
+        target = self._folder.blob(order.sha256)
+        if target.exists():
+            return BlobStored(sha256=order.sha256)
+        source = target.with_suffix(".in")
+        digest, size = hashlib.sha256(), 0
+        try:
+            with source.open("rb") as file:
+                while piece := file.read(1024 * 1024):
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:
+            return BlobStored(sha256=order.sha256, error=f"the node cannot read the input: {error.strerror}")
+        if size != order.size or digest.hexdigest() != order.sha256:
+            if size >= order.size:
+                source.unlink(missing_ok=True)
+            return BlobStored(sha256=order.sha256, error="the input is not whole, or has another hash than announced")
+        source.replace(target)
         return BlobStored(sha256=order.sha256)
 
     def _refuse(self, order: PutBlob, reason: str) -> BlobStored:

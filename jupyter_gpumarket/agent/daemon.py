@@ -35,6 +35,7 @@ from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.errors import BadRequest, PeerRestarted, WireError
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as m
+from jupyter_gpumarket.wire.bulk import TakeBlob
 from jupyter_gpumarket.wire.frames import MAX_PAYLOAD_BYTES
 from jupyter_gpumarket.wire.mapping import MapOrder
 from jupyter_gpumarket.wire.peer import Peer
@@ -68,7 +69,7 @@ class Agent:
         self._environment = {**os.environ, processes.FOLDER_VARIABLE: str(folder.root)}
         self._peer = Peer(
             boot_id=uuid.uuid4().hex,
-            receives=m.Order | MapOrder,
+            receives=m.Order | MapOrder | TakeBlob,
             answers=True,
             silence_s=settings.silence_s,
             ping_s=settings.ping_s,
@@ -191,7 +192,7 @@ class Agent:
         self._outbox.put(("ready",), self._ready())
         self._dask.tell_all()
 
-    def _trouble(self, order: m.Order | MapOrder, reason: str) -> None:
+    def _trouble(self, order: m.Order | MapOrder | TakeBlob, reason: str) -> None:
         about = (
             getattr(order, "run_id", "")
             or getattr(order, "map_id", "")
@@ -202,9 +203,19 @@ class Agent:
             ("trouble", uuid.uuid4().hex), m.Trouble(about=f"{type(order).__name__} {about}", reason=reason)
         )
 
-    async def _obey(self, order: m.Order | MapOrder) -> None:
-        if isinstance(order, MapOrder):
+    async def _obey_data(self, order: MapOrder | TakeBlob) -> None:
+        if not isinstance(order, TakeBlob):
             await self._maps.obey(order)
+            return
+        self._folder.blob(order.sha256)  # refused here, where it is told, when it is no hash
+        self._start(self._take_blob(order))
+
+    async def _take_blob(self, order: TakeBlob) -> None:
+        self._outbox.put(("blob", order.sha256), await asyncio.to_thread(self._blobs.take, order))
+
+    async def _obey(self, order: m.Order | MapOrder | TakeBlob) -> None:
+        if isinstance(order, MapOrder | TakeBlob):
+            await self._obey_data(order)
             return
         match order:
             case m.Execute():

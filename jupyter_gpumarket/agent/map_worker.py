@@ -127,7 +127,7 @@ class Worker:
             importlib.import_module("jupyter_gpumarket.codecs")  # before the first item waits for it
             self._body = Body(setup.code, gives_result=setup.gives_result)
             for name, codec, path in setup.inputs:
-                self._shared[name] = variables.decode_input(codec, Path(path).read_bytes())
+                self._shared[name] = variables.read_input(codec, Path(path))
         except Exception as error:  # noqa: BLE001 - unpickling runs the user's own code; each item tells of it
             self._trouble = error
 
@@ -148,8 +148,10 @@ class Worker:
         if self._trouble is not None:
             raise self._trouble
         assert self._body is not None
-        data = Path(task.path).read_bytes() if task.path else task.data
-        item = variables.decode_input(task.codec, data)
+        if task.path:
+            item = variables.read_input(task.codec, Path(task.path))
+        else:
+            item = variables.decode_input(task.codec, task.data)
         return self._body.run({"__name__": "__main__", **self._shared, self._setup.item_name: item})
 
     @staticmethod

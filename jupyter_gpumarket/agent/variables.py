@@ -6,6 +6,7 @@ Inputs are the user's own bytes, so cloudpickle is allowed here; outputs go by t
 from __future__ import annotations
 
 import hashlib
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,27 @@ def set_inputs(shell: Any, inputs: list[dict[str, str]]) -> dict[str, Any]:
     for item in inputs:
         name = item["name"]
         try:
-            values[name] = decode_input(item["codec"], Path(item["path"]).read_bytes())
+            values[name] = read_input(item["codec"], Path(item["path"]))
         except KeyboardInterrupt as error:
             return failure(error, f"interrupted while the input {name!r} was decoded")
         except Exception as error:  # noqa: BLE001 - unpickling runs the user's own code, which may raise anything
             return failure(error, f"the input {name!r} cannot be decoded on the node: {type(error).__name__}: {error}")
     shell.push(values)
     return {"status": "ok"}
+
+
+def read_input(codec: str, path: Path) -> Any:
+    """A value from a blob on this node; for a file of the user's: a path to it, under its own name."""
+    kind, _, name = codec.partition(":")
+    if kind != "file":
+        return decode_input(codec, path.read_bytes())
+    named = path.parent.parent / "data" / path.name / Path(name).name
+    named.parent.mkdir(parents=True, exist_ok=True)
+    if not named.exists():
+        draft = named.with_name(f".{os.getpid()}-{named.name}")
+        draft.symlink_to(path)
+        draft.replace(named)
+    return named
 
 
 def decode_input(codec: str, data: bytes) -> Any:

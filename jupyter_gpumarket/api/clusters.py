@@ -50,6 +50,12 @@ class InputRef(Request, frozen=True, kw_only=True):
     size: int
 
 
+class LocalBlob(Request, frozen=True, kw_only=True):
+    """POST /v1/blobs/{sha256}/local: an input's bytes lie in this file of the same user on the same computer."""
+
+    path: str
+
+
 class RunRequest(Request, frozen=True, kw_only=True):
     """POST /v1/runs: run a cell. The same `run_id` sent twice runs once. `timeout_s` of None: until the deadline.
 

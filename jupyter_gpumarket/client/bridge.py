@@ -100,6 +100,8 @@ class ClusterClient(_Bridged):
     map_news = _bridged(AsyncClusterClient.map_news)
     stop_map = _bridged(AsyncClusterClient.stop_map)
     resume_map = _bridged(AsyncClusterClient.resume_map)
+    give_file = _bridged(AsyncClusterClient.give_file)
+    stage = _bridged(AsyncClusterClient.stage)
     has_blob = _bridged(AsyncClusterClient.has_blob)
     nodes = _bridged(AsyncClusterClient.nodes)
     dask = _bridged(AsyncClusterClient.dask)

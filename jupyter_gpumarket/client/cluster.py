@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from jupyter_gpumarket.api import (
     DaskRetire,
     DaskView,
     DaskWish,
+    LocalBlob,
     MapNews,
     MapRequest,
     MapView,
@@ -24,6 +26,8 @@ from jupyter_gpumarket.client.http import Conversation, Endpoint, Gone
 from jupyter_gpumarket.errors import GpuMarketError, Unreachable
 
 T = TypeVar("T")
+# How long large data may be under way in one call.
+MOVE_S = 24 * 3600.0
 
 
 class AsyncClusterClient:
@@ -66,6 +70,22 @@ class AsyncClusterClient:
         headers = {"Content-Type": "application/octet-stream"}
         await self._raw("PUT", f"/v1/blobs/{sha256}", content=data, headers=headers)
         return sha256
+
+    async def give_file(self, path: Path, sha256: str) -> None:
+        """Store an input from a file, by its SHA-256; nothing moves when it is there already.
+
+        Raises:
+            BadRequest: the file has changed since its hash was taken.
+        """
+        if await self.has_blob(sha256):
+            return
+        body = LocalBlob(path=str(path))
+        await self._call("POST", f"/v1/blobs/{_part(sha256)}/local", dict[str, Any], body=body, wait_s=MOVE_S)
+
+    async def stage(self, lease_id: str, sha256: str) -> None:
+        """Bring an input to a node now; returns when it is there, checked."""
+        path = f"/v1/nodes/{_part(lease_id)}/blobs/{_part(sha256)}"
+        await self._call("POST", path, dict[str, Any], wait_s=MOVE_S)
 
     async def output(self, run_id: str, name: str) -> bytes:
         """An output variable's bytes, verified by the cluster process. Decode them with `codecs.decode` only."""

@@ -29,6 +29,7 @@ from jupyter_gpumarket.api import (
 )
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.cluster.progress import Facts
 from jupyter_gpumarket.cluster.reach import Link, Reach
 from jupyter_gpumarket.cluster.records import NodeRecord
@@ -37,8 +38,9 @@ from jupyter_gpumarket.cluster.talk import Talk
 from jupyter_gpumarket.errors import GpuMarketError, HostKeyChanged, NodeError, Unreachable, WireError
 from jupyter_gpumarket.nodes import Installed, backoff_s
 from jupyter_gpumarket.wire import messages as wire
+from jupyter_gpumarket.wire.bulk import TakeBlob
 from jupyter_gpumarket.wire.mapping import MapOrder, MapReport
-from jupyter_gpumarket.wire.peer import Peer
+from jupyter_gpumarket.wire.peer import Peer, Reader, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Node:
         self._peer = Peer(
             boot_id=os.urandom(8).hex(),
             receives=wire.Report | MapReport,
-            sends=wire.Order | MapOrder,
+            sends=wire.Order | MapOrder | TakeBlob,
             on_attached=self._on_attached,
         )
         self.talk = Talk(
@@ -106,6 +108,7 @@ class Node:
             facts=facts,
             on_agent=self._on_agent,
             deadline=self._deadline,
+            bulk=Bulk(self._run_command),
         )
         self.talk.progress.ready_ms = record.ready_ms
 
@@ -182,6 +185,17 @@ class Node:
         self._peer.detach()
         if self._link is not None:
             self._link.abort()
+
+    async def _run_command(self, command: Callable[[str], str]) -> tuple[Reader, Writer]:
+        """Run a command on the node, made for the agent's folder.
+
+        Raises:
+            NodeError: there is no link now.
+        """
+        installed, link = self.record.installed, self._link
+        if installed is None or link is None or not link.connected:
+            raise Unreachable("the link is down")
+        return await link.open_stream(command(installed.folder))
 
     async def log(self) -> str:
         """Steps of set-up, and the last lines of the agent's log where the node answers."""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from jupyter_gpumarket.api import OutputRef
+from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.cluster.records import ExpectedOutput
 from jupyter_gpumarket.cluster.runs import Run
 from jupyter_gpumarket.codecs import CODECS, DEFAULT_LIMITS, verify_in_child
@@ -21,7 +22,8 @@ Send = Callable[[GetOutput], Awaitable[None]]
 class OutputFetcher:
     """Fetches the outputs of one run from its node. What has arrived before a cut is not asked for again."""
 
-    def __init__(self, run: Run, send: Send) -> None:
+    def __init__(self, run: Run, send: Send, bulk: Bulk | None = None) -> None:
+        self._bulk = bulk
         self._run = run
         self._send = send
         self._name = ""
@@ -83,7 +85,13 @@ class OutputFetcher:
         part = path.with_suffix(".part")
         try:
             await self._receive(output, part)
-            await asyncio.to_thread(_check, output, part)
+            part.touch(0o600)
+            # Side by side: each of them takes seconds for a large result.
+            await asyncio.gather(
+                asyncio.to_thread(_check_hash, output, part),
+                asyncio.to_thread(verify_in_child, output.codec, part),
+                asyncio.to_thread(_force, part),
+            )
         except CodecError:
             part.unlink(missing_ok=True)  # a file that is not what was announced does not stay
             raise
@@ -91,6 +99,8 @@ class OutputFetcher:
 
     async def _receive(self, output: ExpectedOutput, part: Path) -> None:
         self._name, self._size, self._part = output.name, output.size, part
+        if self._bulk is not None and self._bulk.is_for(output.size):
+            await self._bulk.fetch(self._run.run_id, output.name, output.size, part)
         here = part.stat().st_size if part.exists() else 0
         if here > output.size:
             part.unlink()
@@ -100,18 +110,21 @@ class OutputFetcher:
         await self._done
 
 
-def _check(output: ExpectedOutput, part: Path) -> None:
-    """Hash and codec; blocks.
+def _check_hash(output: ExpectedOutput, part: Path) -> None:
+    """Whether the bytes are those announced; blocks.
 
     Raises:
-        CodecError: the file is not what was announced.
+        CodecError: they are not.
     """
     digest = hashlib.sha256()
-    part.touch(0o600)
     with part.open("rb") as file:
         while piece := file.read(1024 * 1024):
             digest.update(piece)
-        os.fsync(file.fileno())
     if digest.hexdigest() != output.sha256:
         raise CodecError(f"{output.name} did not arrive as it was announced: its SHA-256 differs")
-    verify_in_child(output.codec, part)
+
+
+def _force(part: Path) -> None:
+    """To the disk; blocks."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())

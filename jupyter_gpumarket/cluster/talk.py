@@ -13,11 +13,13 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jupyter_gpumarket.api import GpuUse, NodeUse
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.cluster.outputs import OutputFetcher
 from jupyter_gpumarket.cluster.progress import Facts, RunProgress
 from jupyter_gpumarket.cluster.runs import Run, RunStore
@@ -25,6 +27,7 @@ from jupyter_gpumarket.codecs import Limits, strict_json
 from jupyter_gpumarket.errors import BadRequest, CodecError, PeerRestarted
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as wire
+from jupyter_gpumarket.wire.bulk import TakeBlob
 from jupyter_gpumarket.wire.mapping import MapReady, MapReport
 from jupyter_gpumarket.wire.peer import Peer
 
@@ -52,6 +55,7 @@ class Talk:
         facts: Facts,
         on_agent: Callable[[str], None],
         deadline: Callable[[], wire.SetDeadline],
+        bulk: Bulk | None = None,
     ) -> None:
         self._lease_id = lease_id
         self._peer = peer
@@ -76,6 +80,7 @@ class Talk:
         self._fetchers: dict[str, OutputFetcher] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._putting = asyncio.Lock()
+        self._bulk = bulk
         # Set by whoever runs maps: a contact with an agent begins, and what the agent says of its maps.
         self.on_contact: Callable[[], None] = lambda: None
         self.on_map: Callable[[MapReport], None] = lambda _report: None
@@ -186,6 +191,8 @@ class Talk:
         size = path.stat().st_size
         if size > wire.MAX_CHUNK_BYTES and await self._has_blob(sha256, size):
             return
+        if self._bulk is not None and self._bulk.is_for(size) and await self._send_bulk(path, sha256, size):
+            return
         stored = self._storing[sha256] = asyncio.get_running_loop().create_future()
         with path.open("rb") as file:
             offset, is_last = 0, False
@@ -195,6 +202,20 @@ class Talk:
                 await self._peer.send(wire.PutBlob(sha256=sha256, offset=offset, data=data, last=is_last))
                 offset += len(data)
         await stored
+
+    async def _send_bulk(self, path: Path, sha256: str, size: int) -> bool:
+        """Bring a large input over beside the channel; whether the agent has it now."""
+        assert self._bulk is not None
+        if not await self._bulk.send(path, sha256, size):
+            return False
+        taken = self._storing[sha256] = asyncio.get_running_loop().create_future()
+        await self._peer.send(TakeBlob(sha256=sha256, size=size))
+        try:
+            await taken
+        except BadRequest as error:
+            logger.info("a large input goes through the channel: %s", error)
+            return False
+        return True
 
     async def _has_blob(self, sha256: str, size: int) -> bool:
         """Ask by an empty last piece: whoever has the blob says so, whoever has not refuses the piece."""
@@ -405,7 +426,7 @@ class Talk:
 
     async def _settle(self, run: Run) -> None:
         """Bring the outputs over, then let the doors see the end, then let the node forget."""
-        fetcher = self._fetchers[run.run_id] = OutputFetcher(run, self._peer.send)
+        fetcher = self._fetchers[run.run_id] = OutputFetcher(run, self._peer.send, self._bulk)
         while True:
             try:
                 outputs = await fetcher.fetch_all()

@@ -14,6 +14,7 @@ from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.config import Settings
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import ENDED_STATES, Lease, Owner
+from jupyter_gpumarket.notebook.data import DataStore
 from jupyter_gpumarket.notebook.identity import owner
 
 
@@ -47,6 +48,10 @@ class Notebook:
         if self._client is None:
             self._client = self._connect()
         return self._client
+
+    def data(self) -> DataStore:
+        """Where large inputs are kept on this side."""
+        return DataStore(self.client.folders)
 
     @property
     def settings(self) -> Settings:

@@ -25,6 +25,7 @@ from jupyter_gpumarket.mapfiles import PackedItem, pack
 from jupyter_gpumarket.models import Lease, LeaseState, Owner
 from jupyter_gpumarket.money import cost_nusd, format_usd
 from jupyter_gpumarket.notebook.costline import CostLine
+from jupyter_gpumarket.notebook.data import Data, size_words
 from jupyter_gpumarket.notebook.failures import RemoteInterrupt, show_as
 from jupyter_gpumarket.notebook.following import PATIENCE_S, Detached
 from jupyter_gpumarket.notebook.identity import cell_id
@@ -33,7 +34,7 @@ from jupyter_gpumarket.notebook.kernel import Notebook, is_usable
 from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
 from jupyter_gpumarket.notebook.options import CellOptions, MapOptions
 from jupyter_gpumarket.notebook.stage import Stage
-from jupyter_gpumarket.notebook.values import encode_inputs, input_value, send_inputs, size_words
+from jupyter_gpumarket.notebook.values import encode_inputs, input_value, send_inputs
 
 # What is larger goes as a blob of its own, once per node, instead of inside of the list of items.
 LARGE_ITEM_BYTES = 256 * 1024
@@ -53,7 +54,7 @@ class Plan(NamedTuple):
     items: bytes
     items_sha256: str
     items_count: int
-    large: dict[str, bytes]
+    large: dict[str, Data]
 
 
 class _Followed(NamedTuple):
@@ -83,20 +84,27 @@ class MapRunner:
         _check_body(code, gives_result=bool(options.outputs))
         values = self._items(options.map.items)
         packed: list[PackedItem] = []
-        large: dict[str, bytes] = {}
+        large: dict[str, Data] = {}
         for index, value in enumerate(values):
+            one = self._packed(index, value, large)
+            packed.append(one)
+        items = pack(packed)
+        return Plan(code, options, options.map, items, hashlib.sha256(items).hexdigest(), len(values), large)
+
+    def _packed(self, index: int, value: Any, large: dict[str, Data]) -> PackedItem:
+        """An item's value inside of the list, or, when it is large, a handle to it."""
+        if isinstance(value, Data):
+            data = value
+        else:
             try:
                 encoded = codecs.encode_input(value)
             except CodecError as error:
                 raise CodecError(f"--map: item {index}: {error}") from None
-            if len(encoded.data) > LARGE_ITEM_BYTES:
-                sha256 = hashlib.sha256(encoded.data).hexdigest()
-                large[sha256] = encoded.data
-                packed.append(PackedItem(codec=encoded.codec, sha256=sha256))
-            else:
-                packed.append(PackedItem(codec=encoded.codec, data=encoded.data))
-        items = pack(packed)
-        return Plan(code, options, options.map, items, hashlib.sha256(items).hexdigest(), len(values), large)
+            if len(encoded.data) <= LARGE_ITEM_BYTES:
+                return PackedItem(codec=encoded.codec, data=encoded.data)
+            data = self._notebook.data().keep(encoded.codec, encoded.data)
+        large[data.sha256] = data
+        return PackedItem(codec=data.codec, sha256=data.sha256)
 
     def run(self, plan: Plan, lease: Lease, owner: Owner, line: CostLine) -> MapResults | None:
         """Run it on the lease's cluster, or go on with what is unfinished; the handle when it was detached.
@@ -193,13 +201,14 @@ class MapRunner:
     def _started(self, plan: Plan, cluster: ClusterClient, leases: dict[str, Lease], owner: Owner) -> MapView:
         map_id = f"map{secrets.token_hex(6)}"
         self._announce(map_id, 1, leases, owner, plan.code)
-        inputs = encode_inputs(plan.options.inputs, self._notebook.namespace)
-        refs = send_inputs(inputs, cluster, self._stage, self._notebook.clock)
-        total = len(plan.items) + sum(len(data) for data in plan.large.values())
+        inputs = encode_inputs(plan.options.inputs, self._notebook.namespace, self._notebook.data)
+        refs = send_inputs(inputs, cluster, self._stage, next(iter(leases.values()), None))
+        total = len(plan.items) + sum(data.size for data in plan.large.values())
         if plan.large:
-            self._stage.say(f"sending {plan.items_count} items: {size_words(total)}")
-        for data in (plan.items, *plan.large.values()):
-            cluster.put_blob(data)
+            self._stage.say(f"sending {plan.items_count} items: {size_words(total)}, each to the node that runs it")
+        cluster.put_blob(plan.items)
+        for data in plan.large.values():
+            cluster.give_file(data.path, data.sha256)
         return cluster.start_map(
             MapRequest(
                 map_id=map_id,

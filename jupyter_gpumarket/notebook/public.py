@@ -20,11 +20,13 @@ from jupyter_gpumarket.clock import in_words
 from jupyter_gpumarket.errors import LeaseFailed
 from jupyter_gpumarket.models import ENDED_STATES, Charge, LeaseRequest, LeaseState, OfferQuery, Scope
 from jupyter_gpumarket.money import usd
+from jupyter_gpumarket.notebook.data import Data, DataStore
 from jupyter_gpumarket.notebook.frames import charges_frame, explained, offers_frame, prices_frame
 from jupyter_gpumarket.notebook.gpu_cluster import GPUCluster
 from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
 from jupyter_gpumarket.notebook.searching import Amount, amount_nusd, least_tier, price_kind, search_of
+from jupyter_gpumarket.notebook.values import transfer_words
 
 _CLIENTS: list[Client] = []
 
@@ -170,6 +172,36 @@ def map_results(map_id: str) -> MapResults:
         BadRequest: no map of that id is known.
     """
     return MapResults(map_folder(config.folders().state / "clusters", map_id))
+
+
+def put(value: Any, *, stage: bool = False) -> Data:
+    """A handle to a file (by its path) or an object, by content: `-i` and `--map` bring it to each node once.
+
+    With `stage`, it goes to all ready nodes now; what that takes is printed first.
+
+    Raises:
+        BadRequest: no such file. CodecError: an object that cannot be sent.
+    """
+    data = DataStore(config.folders()).put(value)
+    if not stage:
+        return data
+    client = connect()
+    for view in client.leases(nodes=False):
+        if view.lease.state is LeaseState.READY:
+            print(f"{one_line(view.lease.name)}: {transfer_words(data.size, view.lease)}", file=sys.stderr)  # noqa: T201
+            with client.cluster(view.lease.lease_id) as cluster:
+                cluster.give_file(data.path, data.sha256)
+                cluster.stage(view.lease.lease_id, data.sha256)
+    return data
+
+
+def get(data: Data) -> Any:
+    """What a handle stands for: the object, or the file's path. The bytes are checked first.
+
+    Raises:
+        CodecError: they are gone, or are not what they were.
+    """
+    return DataStore.get(data)
 
 
 def maps() -> list[MapResults]:

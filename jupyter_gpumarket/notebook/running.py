@@ -63,7 +63,7 @@ class CellRunner:
             return None
         if options.map is not None:
             return self._map(options, code)
-        values = encode_inputs(options.inputs, self._notebook.namespace)
+        values = encode_inputs(options.inputs, self._notebook.namespace, self._notebook.data)
         owner = self._notebook.owner(options.project)
         line = self._line(secrets.token_hex(8))
         leases = self._nodes(options, owner, line)
@@ -179,7 +179,7 @@ class CellRunner:
             lease_id=lease.lease_id,
             code=cell.code,
             session=cell.options.session,
-            inputs=send_inputs(cell.values, cluster, self._stage, self._notebook.clock),
+            inputs=send_inputs(cell.values, cluster, self._stage, lease),
             outputs=cell.options.outputs,
             timeout_s=cell.options.timeout_s,
             owner=cell.owner,

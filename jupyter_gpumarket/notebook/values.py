@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,29 +15,40 @@ from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import ClusterClient
 from jupyter_gpumarket.clock import Clock, in_words
 from jupyter_gpumarket.errors import BadRequest, CodecError, GpuMarketError
+from jupyter_gpumarket.models import Lease
+from jupyter_gpumarket.money import cost_nusd, format_usd
+from jupyter_gpumarket.notebook.data import Data, DataStore, size_words
 from jupyter_gpumarket.notebook.stage import Stage
 
 LARGE_BYTES = 8 * 1024 * 1024
 # Until a first transfer has been measured: a slow upstream, so that the guess is rather too long than too short.
 GUESSED_BYTES_S = 2_000_000
+# The store of large values, made only when there is one.
+Keeper = Callable[[], DataStore]
 
 
 class InputValue(msgspec.Struct, frozen=True, kw_only=True):
-    """A variable, encoded."""
+    """A variable, encoded: its bytes, or a handle to them."""
 
     name: str
     codec: str
-    data: bytes
+    data: bytes = b""
+    handle: Data | None = None
+
+    @property
+    def size(self) -> int:
+        """How much has to be brought to a node."""
+        return len(self.data) if self.handle is None else self.handle.size
 
     @property
     def ref(self) -> InputRef:
         """How a run names it."""
-        sha256 = hashlib.sha256(self.data).hexdigest()
-        return InputRef(name=self.name, codec=self.codec, sha256=sha256, size=len(self.data))
+        sha256 = hashlib.sha256(self.data).hexdigest() if self.handle is None else self.handle.sha256
+        return InputRef(name=self.name, codec=self.codec, sha256=sha256, size=self.size)
 
 
-def encode_inputs(names: tuple[str, ...], namespace: Mapping[str, Any]) -> list[InputValue]:
-    """The variables as bytes.
+def encode_inputs(names: tuple[str, ...], namespace: Mapping[str, Any], store: Keeper) -> list[InputValue]:
+    """The variables as bytes; large ones are kept in the store, so that a second cell does not send them again.
 
     Raises:
         BadRequest: a name that the notebook does not know; names the nearest.
@@ -45,14 +56,19 @@ def encode_inputs(names: tuple[str, ...], namespace: Mapping[str, Any]) -> list[
     """
     for name in names:
         input_value(name, namespace)
-    values = []
-    for name in names:
-        try:
-            encoded = codecs.encode_input(namespace[name])
-        except CodecError as error:
-            raise CodecError(f"-i {name}: {error}") from None
-        values.append(InputValue(name=name, codec=encoded.codec, data=encoded.data))
-    return values
+    return [_encoded(name, namespace[name], store) for name in names]
+
+
+def _encoded(name: str, value: Any, store: Keeper) -> InputValue:
+    if isinstance(value, Data):
+        return InputValue(name=name, codec=value.codec, handle=value)
+    try:
+        encoded = codecs.encode_input(value)
+    except CodecError as error:
+        raise CodecError(f"-i {name}: {error}") from None
+    if len(encoded.data) > LARGE_BYTES:
+        return InputValue(name=name, codec=encoded.codec, handle=store().keep(encoded.codec, encoded.data, name=name))
+    return InputValue(name=name, codec=encoded.codec, data=encoded.data)
 
 
 def input_value(name: str, namespace: Mapping[str, Any], *, argument: str = "-i") -> Any:
@@ -69,17 +85,29 @@ def input_value(name: str, namespace: Mapping[str, Any], *, argument: str = "-i"
     return namespace[name]
 
 
-def send_inputs(values: list[InputValue], cluster: ClusterClient, stage: Stage, clock: Clock) -> tuple[InputRef, ...]:
+def send_inputs(
+    values: list[InputValue], cluster: ClusterClient, stage: Stage, lease: Lease | None = None
+) -> tuple[InputRef, ...]:
     """Put the bytes where the run finds them. Blobs go by content, so a second try sends nothing twice."""
     for value in values:
-        size = len(value.data)
-        if size > LARGE_BYTES:
-            stage.say(f"sending {value.name}: {size_words(size)}, expected {in_words(size / GUESSED_BYTES_S)} or less")
-        started_s = clock.monotonic_s()
-        cluster.put_blob(value.data)
-        if size > LARGE_BYTES:
-            stage.say(f"sent {value.name} in {in_words(clock.monotonic_s() - started_s)}; it goes on to the node")
+        if value.handle is None:
+            cluster.put_blob(value.data)
+            continue
+        if not cluster.has_blob(value.handle.sha256):
+            stage.say(f"sending {value.name}: {transfer_words(value.size, lease)}")
+        cluster.give_file(value.handle.path, value.handle.sha256)
     return tuple(value.ref for value in values)
+
+
+def transfer_words(size: int, lease: Lease | None) -> str:
+    """What bringing so many bytes to a node takes: size, time and price, before it begins."""
+    seconds = size / GUESSED_BYTES_S
+    words = f"{size_words(size)}, expected {in_words(seconds)} or less"
+    if lease is None or lease.offer is None:
+        return words
+    traffic = lease.offer.billing.ingress_nusd_gib * size // 1024**3
+    time_nusd = cost_nusd(lease.price_nusd_hour, round(seconds * 1000))
+    return f"{words}: at most {format_usd(time_nusd, places=4)} of the node's time, traffic {format_usd(traffic)}"
 
 
 def fetch_outputs(
@@ -109,11 +137,3 @@ def fetch_outputs(
     if failed:
         raise CodecError("not brought back: " + "; ".join(failed))
     return tuple(brought)
-
-
-def size_words(size: int) -> str:
-    """`12 MB`, as people say it."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} bytes"

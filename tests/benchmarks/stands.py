@@ -158,7 +158,7 @@ class OnCluster(Stand):
     name = "our cluster API over SSH"
 
     def start(self, stack: ExitStack) -> None:
-        node = RealNode(self.folder)
+        self.node = node = RealNode(self.folder)
         node.sshd.start()
         stack.callback(node.stop)
         folder = private_folder(self.folder / "cluster")
@@ -180,6 +180,7 @@ class OnCluster(Stand):
             grace_s=900,
         )
         self._client.put(attach)
+        self.doors = self._client.doors
         until(lambda: self._client.node().phase == "ready" and self._client.node().link == "up", "the node is ready")
 
     def cell(self) -> None:

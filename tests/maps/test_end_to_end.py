@@ -177,6 +177,29 @@ def test_a_map_goes_on_over_a_restart_of_the_kernel_and_can_be_stopped_and_resum
     assert len(again) <= 3, "only what ran when it was stopped was run again"
 
 
+def test_data_goes_to_a_node_once_and_is_used_by_its_name(kernel: RealKernel, tmp_path: Path) -> None:
+    """A file arrives as a path, a large array by itself, in a cell and for items; a large result comes back whole."""
+    (tmp_path / "table.csv").write_text("a,b\n" + "1,2\n" * 2_000_000)
+    kernel.must_run(
+        "import jupyter_gpumarket as gm\nimport numpy as np\n"
+        f"table = gm.put({str(tmp_path / 'table.csv')!r}, stage=True)\n"
+        "big = np.arange(2_000_000)\nitems = [np.full(100_000, k) for k in range(4)] + [table]"
+    )
+    done = kernel.must_run(
+        "%%gpu -i table,big -o back,told\n"
+        "back = big[::-1].copy()\ntold = (table.name, sum(1 for _ in table.open()), int(big.sum()))"
+    )
+    assert "sending big: 16 MB, expected" in done.stdout
+    told = kernel.must_run("print(told, (back[::-1] == big).all(), gm.get(table).name)").stdout
+    assert told == f"('table.csv', 2000001, {sum(range(2_000_000))}) True table.csv\n"
+    kernel.must_run(
+        "%%gpu --map item=items -i big -o results\n"
+        "item.stat().st_size if hasattr(item, 'stat') else big[:100_000] + item"
+    )
+    told = kernel.must_run("print([int(r.sum() - big[:100_000].sum()) for r in results[:4]], results[4])").stdout
+    assert told == "[0, 100000, 200000, 300000] 8000004\n"
+
+
 def test_an_item_that_kills_its_worker_is_named_and_the_rest_goes_on(lab: RunningPool, door: Client) -> None:
     """After three deaths it is poisoned; an endless one is ended by its time-out; all others are right."""
     code = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from jupyter_gpumarket.api import (
     RunView,
     RunWish,
 )
+from jupyter_gpumarket.config import Folders
 from jupyter_gpumarket.errors import GpuMarketError
 from jupyter_gpumarket.models import (
     Budget,
@@ -129,6 +131,12 @@ class FakeCluster:
         self.blobs[sha256] = data
         return sha256
 
+    def has_blob(self, sha256: str) -> bool:
+        return sha256 in self.blobs
+
+    def give_file(self, path: Path, sha256: str) -> None:
+        self.blobs[sha256] = path.read_bytes()
+
     def run(self, request: RunRequest) -> RunView:
         self.requests.append(request)
         self.looks[request.run_id] = 0
@@ -204,6 +212,7 @@ class FakeClient:
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
+        self.folders = Folders(Path("/nonexistent"), Path("/nonexistent"))
         self.listed = [offer(), offer("o2", "0.50")]
         self.steps: list[FilterStep] = []
         self.statuses = [MarketplaceStatus(marketplace="pool", ok=True, offers=2, age_s=0.1)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jupyter_gpumarket.api import FilterStep, MarketplaceStatus
-from jupyter_gpumarket.config import Settings
+from jupyter_gpumarket.config import Folders, Settings
 from jupyter_gpumarket.errors import (
     BadRequest,
     BrokerUnavailable,
@@ -571,13 +572,16 @@ def test_inputs_are_sent_and_outputs_assigned(room: Room) -> None:
     assert room.shell.user_ns["z"] == {"loss": [0.5, 0.25]}
 
 
-def test_large_inputs_tell_size_and_time(room: Room) -> None:
-    """Over 8 MiB the size and the expected time are shown."""
+def test_large_inputs_tell_size_time_and_price_and_go_once(room: Room, tmp_path: Path) -> None:
+    """Over 8 MiB size, expected time and price are shown; the same value for a second cell is not sent again."""
+    room.client.folders = Folders(tmp_path, tmp_path)
     room.must_run("x = bytes(9 * 2**20)")
     room.must_run("%%gpu -i x\ngo")
+    room.must_run("%%gpu -i x\ngo")
 
-    assert "sending x: " in room.out
+    assert room.out.count("sending x: ") == 1
     assert "MB, expected" in room.out
+    assert "of the node's time, traffic $" in room.out
 
 
 def test_an_output_without_a_codec_fails_the_cell_after_the_others_came(room: Room) -> None:
