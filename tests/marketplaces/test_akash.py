@@ -32,6 +32,7 @@ from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.simulator.akash import AkashStandIn
 from jupyter_gpumarket.simulator.faults import Fault
 from tests.marketplaces.contract import MarketplaceContract, World, new_label
+from tests.marketplaces.edge import TruthfulFaults
 from tests.marketplaces.troubled import Trouble
 from tests.pool_fixtures import RunningPool, pools
 from tests.simulator.standing import KEY, Standing, standing
@@ -73,6 +74,10 @@ async def world(stand: Standing) -> World:
 
 class TestAkash(MarketplaceContract):
     """Akash keeps the contract."""
+
+
+class TestAkashFaults(TruthfulFaults):
+    """Whatever the stand-in does, the adapter tells it as what it is."""
 
 
 async def open_auctions(stand: Standing) -> list[str]:
@@ -366,20 +371,6 @@ async def test_nonsense_in_the_market_is_named(world: World, field: str, value: 
     world.proxy.trouble = Trouble(lambda m, p: "gpu-prices" in p, body=msgspec.json.encode(body))
     with pytest.raises(Temporary, match=field):
         await world.market.offers(OfferQuery())
-
-
-async def test_preempted_and_dead_machines_are_failed(stand: Standing) -> None:
-    """A lease that its provider closed is FAILED, so that the deployment is closed and the escrow comes back."""
-    for fault in (Fault.PREEMPTED, Fault.DIES_BOOTING):
-        stand.arm(fault)
-        rental = await stand.world.rent(new_label())
-        failed = await stand.world.until(rental.rental_id, RentalStatus.FAILED)
-        await stand.market.release(rental.rental_id)
-        assert "unstable" in failed.detail
-        assert (await stand.market.rental(rental.rental_id)).status is RentalStatus.GONE
-        async with asyncio.timeout(30):
-            while not stand.yard.rentals or not await stand.yard.free():
-                await asyncio.sleep(0.05)
 
 
 async def test_the_port_may_change(stand: Standing) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.simulator.faults import Fault
 from jupyter_gpumarket.simulator.hyperbolic import HyperbolicStandIn
 from tests.marketplaces.contract import MarketplaceContract, World, new_label
+from tests.marketplaces.edge import TruthfulFaults
 from tests.marketplaces.troubled import Trouble
 from tests.pool_fixtures import RunningPool, pools
 from tests.simulator.standing import Standing, standing
@@ -58,6 +58,10 @@ async def world(stand: Standing) -> World:
 
 class TestHyperbolic(MarketplaceContract):
     """Hyperbolic keeps the contract."""
+
+
+class TestHyperbolicFaults(TruthfulFaults):
+    """Whatever the stand-in does, the adapter tells it as what it is."""
 
 
 async def test_an_offer_is_some_gpus_of_a_node_in_cents(stand: Standing) -> None:
@@ -238,19 +242,6 @@ async def test_the_bill_follows_a_rental_into_the_history(stand: Standing) -> No
     assert open_bill.charge_id == bill.charge_id
     assert balance is not None
     assert usd("99.99") < balance.amount_nusd <= usd(100)
-
-
-async def test_preempted_and_dead_machines_are_failed(stand: Standing) -> None:
-    """Both are FAILED, so that they are released; releasing ends them."""
-    for fault in (Fault.PREEMPTED, Fault.DIES_BOOTING):
-        stand.arm(fault)
-        rental = await stand.world.rent(new_label())
-        await stand.world.until(rental.rental_id, RentalStatus.FAILED)
-        await stand.market.release(rental.rental_id)
-        assert (await stand.market.rental(rental.rental_id)).status is RentalStatus.GONE
-        async with asyncio.timeout(30):
-            while not await stand.market.offers(OfferQuery()):
-                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(("field", "value"), [("gpus_total", "many"), ("id", None), ("pricing", 3)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -28,6 +27,7 @@ from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.simulator.faults import Fault
 from jupyter_gpumarket.simulator.ionet import ENTERPRISE, IonetStandIn
 from tests.marketplaces.contract import MarketplaceContract, World, new_label
+from tests.marketplaces.edge import TruthfulFaults
 from tests.marketplaces.troubled import Trouble
 from tests.pool_fixtures import RunningPool, pools
 from tests.simulator.standing import KEY, Standing, standing
@@ -69,6 +69,10 @@ async def world(stand: Standing) -> World:
 
 class TestIonet(MarketplaceContract):
     """io.net keeps the contract."""
+
+
+class TestIonetFaults(TruthfulFaults):
+    """Whatever the stand-in does, the adapter tells it as what it is."""
 
 
 async def test_an_offer_is_a_configuration_with_its_fees(stand: Standing) -> None:
@@ -248,30 +252,6 @@ async def test_a_404_alone_does_not_prove_the_end(world: World) -> None:
     seen = await world.market.rental(rental.rental_id)
 
     assert seen.status is RentalStatus.PENDING
-
-
-async def test_preempted_and_dead_machines_are_failed(stand: Standing) -> None:
-    """Both are FAILED, so that they are released; releasing ends them."""
-    for fault in (Fault.PREEMPTED, Fault.DIES_BOOTING):
-        stand.arm(fault)
-        rental = await stand.world.rent(new_label())
-        await stand.world.until(rental.rental_id, RentalStatus.FAILED)
-        await stand.market.release(rental.rental_id)
-        assert (await stand.market.rental(rental.rental_id)).status is RentalStatus.GONE
-        async with asyncio.timeout(30):
-            while not await stand.market.offers(OfferQuery()):
-                await asyncio.sleep(0.05)
-
-
-async def test_a_dearer_contract_shows(stand: Standing) -> None:
-    """What was paid, divided by the hours, is the price that is compared with the quote."""
-    stand.arm(Fault.DEARER)
-    quote = await stand.world.quote()
-    rental = await stand.world.rent(new_label(), quote)
-    running = await stand.world.until(rental.rental_id, RentalStatus.RUNNING)
-
-    assert running.price_nusd_hour is not None
-    assert running.price_nusd_hour > quote.price_nusd_hour * 14 // 10
 
 
 @pytest.mark.parametrize(("field", "value"), [("price", "x"), ("id", None), ("num_cards", "two")])
