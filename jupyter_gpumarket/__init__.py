@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GPUCluster",
+    "OfferPicker",
     "__version__",
     "budgets",
     "charges",
@@ -43,7 +44,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_door("public"), name)
+    return getattr(_door("picker" if name == "OfferPicker" else "public"), name)
 
 
 def __dir__() -> list[str]:

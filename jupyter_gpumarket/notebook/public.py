@@ -25,6 +25,7 @@ from jupyter_gpumarket.notebook.frames import charges_frame, explained, offers_f
 from jupyter_gpumarket.notebook.gpu_cluster import GPUCluster
 from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
+from jupyter_gpumarket.notebook.reprs import Costs, Leases, costs_of
 from jupyter_gpumarket.notebook.searching import Amount, amount_nusd, least_tier, price_kind, search_of
 from jupyter_gpumarket.notebook.values import transfer_words
 
@@ -160,9 +161,12 @@ def charges(*, since_ms: int = 0, until_ms: int | None = None, lease: str | None
     return connect().costs(CostQuery(since_ms=since_ms, until_ms=until_ms, lease=lease)).charges
 
 
-def costs(*, since_ms: int = 0, until_ms: int | None = None, lease: str | None = None) -> pl.DataFrame:
-    """The ledger's lines as a frame: what for, how much (exact), who, when, where. Times are UTC."""
-    return charges_frame(charges(since_ms=since_ms, until_ms=until_ms, lease=lease))
+def costs(*, since_ms: int = 0, until_ms: int | None = None, lease: str | None = None) -> Costs:
+    """The ledger's lines as a frame: what for, how much (exact), who, when, where. Times are UTC.
+
+    At a cell's end it shows a chart by day, and a table of the same.
+    """
+    return costs_of(charges_frame(charges(since_ms=since_ms, until_ms=until_ms, lease=lease)))
 
 
 def map_results(map_id: str) -> MapResults:
@@ -209,9 +213,9 @@ def maps() -> list[MapResults]:
     return all_maps(config.folders().state / "clusters")
 
 
-def leases(*, ended: bool = False) -> list[LeaseView]:
-    """Open leases with their money as of now; with `ended`, all."""
-    return connect().leases(all=ended)
+def leases(*, ended: bool = False) -> Leases:
+    """Open leases with their money as of now; with `ended`, all. A list, which shows itself as a table."""
+    return Leases(connect().leases(all=ended))
 
 
 def rent(gpu: str | None = None, *, budget: str, hours: float, name: str = "", timeout_s: float = 900) -> LeaseView:
@@ -220,11 +224,20 @@ def rent(gpu: str | None = None, *, budget: str, hours: float, name: str = "", t
     Raises:
         LeaseFailed: no offer led to a ready node in time. BudgetExceeded: a budget does not cover it.
     """
+    return rent_what(OfferQuery(gpu=gpu), budget=budget, hours=hours, name=name, timeout_s=timeout_s)
+
+
+def rent_what(query: OfferQuery, *, budget: str, hours: float, name: str, timeout_s: float) -> LeaseView:
+    """The same for any query.
+
+    Raises:
+        LeaseFailed, BudgetExceeded: as `rent`.
+    """
     client = connect()
     view = client.wish(
         LeaseRequest(
             request_id=secrets.token_hex(16),
-            query=OfferQuery(gpu=gpu),
+            query=query,
             budget_nusd=usd(budget),
             max_s=round(hours * 3600),
             owner=owner(config.load_settings(config.folders()).project, {}),

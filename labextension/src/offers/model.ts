@@ -4,7 +4,7 @@
  */
 import { emptyTable, keyOf, offerAt, rowOf, type Offer, type OfferTable } from './columns';
 import { groupedLines, orderOf, ordersOtherwise, plainLines, type Lines } from './order';
-import { askedOf, binsOf, pass, roomFor, type Asked, type Bins, type Found } from './pass';
+import { askedOf, binsOf, pass, roomFor, totalsOf, type Asked, type Bins, type Found, type Totals } from './pass';
 import { FIRST_STATE, NO_FILTERS, sameState, stateFrom, type Filters, type OffersState } from './state';
 
 /** A part of the window on a long list: which lines to draw, and where they begin. */
@@ -44,8 +44,8 @@ export class OffersModel {
   }
 
   /** What there is, whatever is asked: all offers by model and by marketplace. */
-  get totals(): Pick<Bins, 'models' | 'marketplaces'> {
-    return this._bins;
+  get totals(): Totals {
+    return this._totals;
   }
 
   get lines(): Lines {
@@ -76,6 +76,7 @@ export class OffersModel {
   setTable(table: OfferTable): void {
     this._table = table;
     this._bins = binsOf(table);
+    this._totals = totalsOf(table, this._state.filters.samples);
     this._found = roomFor(table);
     this._order = orderOf(table, this._state);
     this._asked = askedOf(table, this._state.filters.text, this._state.filters.region);
@@ -117,6 +118,9 @@ export class OffersModel {
     this._state = state;
     if (ordersOtherwise(state, before)) {
       this._order = orderOf(this._table, state);
+    }
+    if (state.filters.samples !== before.filters.samples) {
+      this._totals = totalsOf(this._table, state.filters.samples);
     }
     if (state.filters.text !== before.filters.text || state.filters.region !== before.filters.region) {
       this._asked = askedOf(this._table, state.filters.text, state.filters.region);
@@ -161,6 +165,7 @@ export class OffersModel {
   private _state: OffersState;
   private _table!: OfferTable;
   private _bins!: Bins;
+  private _totals!: Totals;
   private _asked!: Asked;
   private _order!: Uint32Array;
   private _found!: Found;

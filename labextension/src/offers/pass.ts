@@ -46,10 +46,15 @@ export function priceEdge(bin: number): number {
   return Math.round(exact / unit) * unit;
 }
 
-/** What does not change while filters do: each row's bins, and how many offers there are of each. */
+/** What does not change while filters do: each row's bins. Made once for a list. */
 export interface Bins {
   price: Uint8Array;
   vram: Uint8Array;
+}
+
+/** How many offers there are at all, by code, whatever is filtered. */
+export interface Totals {
+  count: number;
   models: Uint32Array;
   marketplaces: Uint32Array;
 }
@@ -63,15 +68,24 @@ export function binsOf(table: OfferTable): Bins {
     price[row] = lastAtMost(edges, table.numbers.price_nusd_hour[row] ?? NaN);
     vram[row] = stopOf(table.numbers.vram_gib[row]!);
   }
-  return { price, vram, models: totals(table.texts.gpu), marketplaces: totals(table.texts.marketplace) };
+  return { price, vram };
 }
 
-function totals(column: TextColumn): Uint32Array {
-  const counts = new Uint32Array(column.names.length);
-  for (const code of column.codes) {
-    counts[code]!++;
+/** The totals; samples count only where they are wanted, or where there is nothing else. */
+export function totalsOf(table: OfferTable, withSamples: boolean): Totals {
+  const { gpu, marketplace, note } = table.texts;
+  const only = withSamples ? -1 : note.names.indexOf('');
+  const models = new Uint32Array(gpu.names.length);
+  const marketplaces = new Uint32Array(marketplace.names.length);
+  let count = 0;
+  for (let row = 0; row < table.count; row++) {
+    if (only < 0 || note.codes[row] === only) {
+      models[gpu.codes[row]!]!++;
+      marketplaces[marketplace.codes[row]!]!++;
+      count++;
+    }
   }
-  return counts;
+  return { count, models, marketplaces };
 }
 
 /** What a pass goes over, and how: `order` lists all rows, best first. */

@@ -20,3 +20,8 @@ export interface Keeping {
   state: unknown;
   save(state: unknown): void;
 }
+
+/** A name that nobody else makes. `crypto.randomUUID` is missing on pages that come over plain HTTP; this is not. */
+export function newId(): string {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, '0')).join('');
+}

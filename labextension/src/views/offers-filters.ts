@@ -1,8 +1,7 @@
 /** The filters: search, price, memory, models, marketplaces, place, trust, kind, and the job whose price is shown. */
 import { html, type TemplateResult } from 'lit';
-import { money, oneLine } from '../format';
+import { gib, money, oneLine } from '../format';
 import type { OffersModel } from '../offers/model';
-import { PRICE_BINS, VRAM_STOPS, priceEdge } from '../offers/pass';
 import { TIERS, type Filters, type Kind, type OffersState } from '../offers/state';
 import {
   groupName, kindName, priceBinsOf, priceFilterOf, rangeWords, tierName, vramBinsOf, vramFilterOf
@@ -47,8 +46,8 @@ export function search({ model, words, onFilter }: FiltersProps): TemplateResult
 function priceRange({ model, words, currency, onFilter }: FiltersProps): TemplateResult {
   const { filters } = model.state;
   const [low, high] = priceBinsOf(filters);
-  const lowText = low === 0 ? null : money(priceEdge(low), currency);
-  const highText = high === PRICE_BINS - 1 ? null : money(priceEdge(high + 1), currency);
+  const lowText = filters.priceLow === null ? null : money(filters.priceLow, currency);
+  const highText = filters.priceHigh === null ? null : money(filters.priceHigh, currency);
   return range({
     id: 'price',
     label: words.__('Price an hour'),
@@ -65,9 +64,10 @@ function priceRange({ model, words, currency, onFilter }: FiltersProps): Templat
 }
 
 function vramRange({ model, words, onFilter }: FiltersProps): TemplateResult {
-  const [low, high] = vramBinsOf(model.state.filters);
-  const lowText = low === 0 ? null : `${VRAM_STOPS[low]} GiB`;
-  const highText = high === VRAM_STOPS.length - 1 ? null : `${VRAM_STOPS[high]} GiB`;
+  const { filters } = model.state;
+  const [low, high] = vramBinsOf(filters);
+  const lowText = filters.vramLow === null ? null : gib(filters.vramLow);
+  const highText = filters.vramHigh === null ? null : gib(filters.vramHigh);
   return range({
     id: 'vram',
     label: words.__('GPU memory'),

@@ -7,7 +7,7 @@ import { windowOf, type OffersModel } from '../offers/model';
 import { savingAt } from '../offers/order';
 import { SORTS, type OffersState, type Sort } from '../offers/state';
 import {
-  ageName, gpusName, groupName, kindName, memoryName, placeName, savingName, sentence, sortName, tierName
+  ageName, gpusName, groupName, kindName, memoryName, placeName, savingName, sentence, sortName
 } from '../offers/words';
 import { select } from './offers-filters';
 import { button, empty, loading, type Manner } from './parts';
@@ -47,7 +47,7 @@ export function list(props: ListProps): TemplateResult {
 /** How many there are, from which price on, how old. */
 export function summary({ model, words, currency }: ListProps | (Manner & { model: OffersModel })): string {
   const { count, rows } = model.found;
-  const all = model.table.count;
+  const all = model.totals.count;
   let least = Infinity;
   const prices = model.table.numbers.price_nusd_hour;
   for (let i = 0; i < count; i++) {
@@ -118,7 +118,7 @@ function samplesOnly({ model, words }: ListProps): TemplateResult | '' {
 function heads({ words }: ListProps): TemplateResult {
   return html`<div class="gm-Line gm-Line-heads" aria-hidden="true">
     <span class="gm-Line-gpu">${words.__('GPU')}</span><span class="gm-Line-memory">${words.__('memory')}</span>
-    <span class="gm-Line-where">${words.__('marketplace, place')}</span><span class="gm-Line-trust">${words.__('trust')}</span>
+    <span class="gm-Line-where">${words.__('marketplace, place')}</span>
     <span class="gm-Line-age">${words.__('seen')}</span><span class="gm-Line-saving">${words.__('saving')}</span>
     <span class="gm-Line-total">${words.__('my job')}</span><span class="gm-Line-price">${words.__('an hour')}</span>
   </div>`;
@@ -226,6 +226,7 @@ function offerLine(props: ListProps, place: number, row: number, linePx: number)
   const { grouped } = state;
   const total = jobPrice(table, row, state.job);
   const saving = savingAt(table, row);
+  const said = sentence(table, row, total, nowMs, words);
   const note = textAt(table, 'note', row);
   const marks = [placeName(table, row), textAt(table, 'kind', row) === 'spot' ? kindName('spot', words) : ''];
   return html`<div
@@ -236,7 +237,8 @@ function offerLine(props: ListProps, place: number, row: number, linePx: number)
     aria-selected=${row === model.selectedRow ? 'true' : 'false'}
     aria-posinset=${grouped ? nothing : place + 1}
     aria-setsize=${grouped ? nothing : model.lines.count}
-    aria-label=${sentence(table, row, total, nowMs, words)}
+    aria-label=${said}
+    title=${said}
     data-active=${place === active}
     data-sample=${note !== ''}
     style="top:${place * linePx}px;height:${linePx}px"
@@ -247,7 +249,6 @@ function offerLine(props: ListProps, place: number, row: number, linePx: number)
     <span class="gm-Line-where gm-Dim"
       >${[oneLine(textAt(table, 'marketplace', row), 30), ...marks].filter(mark => mark).join(' · ')}</span
     >
-    <span class="gm-Line-trust gm-Dim">${tierName(textAt(table, 'tier', row), words)}</span>
     <span class="gm-Line-age gm-Dim">${ageName(table.numbers.seen_ms[row]!, nowMs, words)}</span>
     <span class="gm-Line-saving" data-good=${saving > 0}>${savingName(saving)}</span>
     <span class="gm-Line-total gm-Dim">${isWide ? money(total, currency) : words.__('job %1', money(total, currency))}</span>

@@ -7,7 +7,7 @@ import sheet from '../offers.css';
 import { tableOf } from '../offers/columns';
 import { OffersModel } from '../offers/model';
 import { Renting } from '../offers/renting';
-import type { Keeping, OffersSource } from '../offers/source';
+import { newId, type Keeping, type OffersSource } from '../offers/source';
 import { gpusName, memoryName } from '../offers/words';
 import { useSheet } from '../sheet';
 import type { Defaults } from '../types';
@@ -88,7 +88,7 @@ export class OffersPane {
       offer,
       defaults: { ...defaults, budget: begin.budget ?? defaults.budget },
       hours: begin.hours ?? this.model.state.job.hours,
-      newId: () => crypto.randomUUID().replaceAll('-', ''),
+      newId,
       pause: ms => new Promise(resolve => window.setTimeout(resolve, ms)),
       changed: () => this.drawSoon()
     });
