@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
@@ -20,6 +21,7 @@ MOST_MONTH = 10**6
 # A container is up 10 to 90 seconds after its lease, and has its image and SSH server then to fetch.
 BOOT_S = 90.0
 BLOCK_QUANTUM_S = 6
+BY_INTERFACE = re.compile(r"[abhv]\d{3}")
 TIERS = {"datacenter": Tier.DATACENTER, "colo": Tier.DATACENTER}
 
 
@@ -81,7 +83,7 @@ def _offer(provider: Provider, machine: Machine, gpus_usd_hour: Decimal, listing
         price_nusd_hour=price,
         seen_ms=listing.seen_ms,
         kind=PriceKind.ON_DEMAND,
-        gpu_raw=machine.model,
+        gpu_raw=spelled(machine.model, machine.interface),
         gpu_count=machine.gpu_count,
         vram_gib=gib(machine.ram) if machine.gpu_count else 0.0,
         cpu_cores=machine.cpu_cores,
@@ -99,6 +101,11 @@ def _offer(provider: Provider, machine: Machine, gpus_usd_hour: Decimal, listing
         boot_s=BOOT_S,
         extra={"machine": msgspec.to_builtins(machine), "tee": provider.tee, "interface": machine.interface},
     )
+
+
+def spelled(model: str, interface: str) -> str:
+    """A model with its interface, where cards of one name differ by that."""
+    return f"{model} {interface}" if interface and BY_INTERFACE.fullmatch(model) else model
 
 
 def _kind(machine: Machine) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -59,6 +60,7 @@ MAX_LIST_PAGES = 200
 LONGEST_H = 8760
 FIRST_HOUR_S = 3600
 MINUTES = 60
+BY_INTERFACE = re.compile(r"[ABHV]\d{3}")
 TIERS = {"internal": Tier.COMMUNITY, "external": Tier.DATACENTER}
 # How io.net words these is not documented.
 NOT_ENOUGH = (b"nsufficient", b"not enough credit", b"payment_required")
@@ -241,7 +243,9 @@ class IonetMarketplace:
         ]
 
     async def balance(self) -> Balance | None:
-        """Not told to an API key."""
+        """Not told to an API key; whether the key is good is seen all the same."""
+        query: dict[str, str | int] = {"page": 0, "page_size": 1}
+        await self._http.call("GET", f"{WITH_KEY}/deployments", RowsReply, query=query)
         return None
 
     def self_stop(self, rental: Rental) -> SelfStop | None:
@@ -272,7 +276,7 @@ class IonetMarketplace:
             price_nusd_hour=price_nusd(NAME, row.price * (100 + self._fee) / 100),
             seen_ms=seen_ms,
             kind=PriceKind.ON_DEMAND,
-            gpu_raw=row.name or "" if row.num_cards else "",
+            gpu_raw=spelled(row) if row.num_cards else "",
             gpu_count=row.num_cards,
             vram_gib=(row.vram_per_card or 0.0) if row.num_cards else 0.0,
             cpu_cores=int(row.vcpu or 0),
@@ -328,6 +332,12 @@ def fee_in(percent: str) -> Decimal:
 
 def places(offer: Offer) -> list[Any]:
     return [offer.extra["location"]] if offer.extra.get("location") else []
+
+
+def spelled(row: Hardware) -> str:
+    """A model with its interface, where cards of one name differ by that."""
+    name = row.name or ""
+    return f"{name} {row.interconnect}" if row.interconnect and BY_INTERFACE.fullmatch(name) else name
 
 
 def hours_until(later_ms: int, from_ms: int) -> int:

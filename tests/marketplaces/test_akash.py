@@ -23,12 +23,14 @@ from jupyter_gpumarket.errors import (
     Unauthorized,
 )
 from jupyter_gpumarket.marketplaces.akash import AkashMarketplace, AkashOptions
+from jupyter_gpumarket.marketplaces.akash_market import spelled
 from jupyter_gpumarket.marketplaces.akash_meaning import address_of, status_of
 from jupyter_gpumarket.marketplaces.akash_money import BlockTime, plain_balance
 from jupyter_gpumarket.marketplaces.akash_replies import Coin, Holding, gib
 from jupyter_gpumarket.marketplaces.akash_sdl import ENTRYPOINT, Machine, sdl
 from jupyter_gpumarket.models import NodeAddress, OfferQuery, RentalStatus, Tier
 from jupyter_gpumarket.money import usd
+from jupyter_gpumarket.offers.gpus import canonical
 from jupyter_gpumarket.simulator.akash import AkashStandIn
 from jupyter_gpumarket.simulator.faults import Fault
 from tests.marketplaces.contract import MarketplaceContract, World, new_label
@@ -116,6 +118,15 @@ async def test_gpus_are_offered_by_number_as_far_as_a_provider_has_them_free(sta
 
     assert (card.gpu_raw, card.gpu_count, card.vram_gib) == ("rtx4090", 1, 24.0)
     assert len({offer.machine_id for offer in offers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "interface", "gib_each", "expected"),
+    [("h100", "SXM5", 80, "H100 SXM"), ("a100", "PCIe", 40, "A100 PCIe 40GB"), ("rtx4090", "PCIe", 24, "RTX 4090")],
+)
+def test_cards_are_spelled_so_that_they_are_known(model: str, interface: str, gib_each: int, expected: str) -> None:
+    """Model and interface apart become one canonical name."""
+    assert canonical(spelled(model, interface), gib_each) == expected
 
 
 async def test_listing_needs_no_key(stand: Standing) -> None:

@@ -24,6 +24,7 @@ from jupyter_gpumarket.marketplaces.ionet import IonetMarketplace, IonetOptions
 from jupyter_gpumarket.marketplaces.ionet_replies import Deployed, status_of
 from jupyter_gpumarket.models import OfferQuery, RentalStatus
 from jupyter_gpumarket.money import usd
+from jupyter_gpumarket.offers.gpus import canonical
 from jupyter_gpumarket.simulator.faults import Fault
 from jupyter_gpumarket.simulator.ionet import ENTERPRISE, IonetStandIn
 from tests.marketplaces.contract import MarketplaceContract, World, new_label
@@ -58,7 +59,6 @@ def running() -> Any:
 @pytest.fixture
 async def stand(running: RunningPool) -> AsyncIterator[Standing]:
     async with standing(running, IonetStandIn, adapter, is_create, is_release) as up:
-        up.world.calls_balance = False
         yield up
 
 
@@ -85,6 +85,26 @@ async def test_an_offer_is_a_configuration_with_its_fees(stand: Standing) -> Non
     assert offer.price_nusd_hour == quote.price_nusd_hour == WITH_FEES
     assert (offer.billing.minimum_s, offer.billing.quantum_s) == (3600, 1)
     assert await stand.market.balance() is None
+
+
+async def test_a_card_is_named_with_its_interface_where_that_matters(world: World) -> None:
+    """So that an H100 with SXM is not taken for one in a slot; a gaming card needs no such word."""
+    h100 = {"id": "8H100__FI", "deploy_id": "8H100", "name": "H100", "num_cards": 8, "price": 27.88}
+    h100 |= {"vram_per_card": 80, "interconnect": "sxm5", "location": "FI", "supplier": "external"}
+    card = {
+        "id": "12__1",
+        "deploy_id": 12,
+        "name": "GeForce RTX 4090",
+        "num_cards": 1,
+        "price": 0.3,
+        "vram_per_card": 24,
+    }
+    body = msgspec.json.encode({"data": {"hardware": [h100, card]}})
+    world.proxy.trouble = Trouble(lambda m, p: "hardware" in p, body=body)
+    offers = await world.market.offers(OfferQuery())
+
+    assert [canonical(offer.gpu_raw, offer.vram_gib) for offer in offers] == ["H100 SXM", "RTX 4090"]
+    assert [offer.extra["deploy_id"] for offer in offers] == ["8H100", 12]
 
 
 async def test_rows_without_a_gpu_come_on_wish_alone(stand: Standing) -> None:
