@@ -180,7 +180,8 @@ class DispersedMarketplace:
         ]
 
     async def balance(self) -> Balance | None:
-        """No call that tells it is known."""
+        """No call that tells it is known; what is asked instead shows at least that the key is good."""
+        await self._http.call("GET", "/v1/jobs", JobPage, query={"limit": 1, "page": 1})
         return None
 
     def self_stop(self, rental: Rental) -> SelfStop | None:

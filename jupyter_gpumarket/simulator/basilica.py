@@ -173,7 +173,7 @@ class BasilicaStandIn:
             "hourly_cost": in_dollars(rental.rate_nusd_hour),
             "created_at": iso_utc(rental.created_ms),
             "stopped_at": None if rental.ended_ms is None else iso_utc(rental.ended_ms),
-            "ssh_command": f"ssh -p {rental.port} root@127.0.0.1" if ready else None,
+            "ssh_command": f"ssh -p {rental.port} {rental.login}@127.0.0.1" if ready else None,
             "ssh_public_key": rental.ssh_keys[0],
             "vcpu_count": offer.cpu_cores,
             "system_memory_gb": int(offer.memory_gib),

@@ -348,7 +348,7 @@ class LiumStandIn:
             "gpu_name": node["machine_name"],
             "gpu_count": str(node["gpu_count"]),
             "price": in_dollars(rental.rate_nusd_hour),
-            "ssh_connect_cmd": f"ssh root@127.0.0.1 -p {rental.port}" if ready else None,
+            "ssh_connect_cmd": f"ssh {rental.login}@127.0.0.1 -p {rental.port}" if ready else None,
             "ports_mapping": {"22": rental.port} if ready else {},
             "created_at": iso_utc(rental.created_ms),
             "updated_at": iso_utc(now_ms),

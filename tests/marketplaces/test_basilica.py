@@ -172,23 +172,6 @@ async def test_the_users_own_key_is_never_taken_away_unasked(stand: Standing) ->
     assert [rental.ssh_keys for rental in stand.yard.rentals.values()] == [[stand.world.ssh_public_key.strip()]]
 
 
-async def test_each_lease_gets_its_own_key_though_there_is_one_place() -> None:
-    """Two rentals at the same time: each machine is opened by its own lease's key alone."""
-    with pools() as start:
-        async with standing(start(hosts=2), BasilicaStandIn, adapter, is_create, is_release) as up:
-            first, second = await up.market.offers(OfferQuery())
-            keys = [new_public_key().strip(), new_public_key().strip()]
-            quotes = [await up.market.quote(offer) for offer in (first, second)]
-            await asyncio.gather(
-                *(
-                    up.market.rent(quote, label=new_label(), ssh_public_key=key, deadline_ms=0)
-                    for quote, key in zip(quotes, keys, strict=True)
-                )
-            )
-
-            assert sorted(rental.ssh_keys for rental in up.yard.rentals.values()) == sorted([key] for key in keys)
-
-
 LISTED = {
     "running": ({"status": "running", "ssh_command": "ssh ubuntu@203.0.113.9"}, RentalStatus.RUNNING),
     "without an address": ({"status": "running"}, RentalStatus.PENDING),
@@ -268,3 +251,20 @@ async def test_a_machine_that_is_lost_is_failed(stand: Standing, fault: Fault) -
 
     assert "error" in failed.detail
     assert (await stand.market.rental(rental.rental_id)).status is RentalStatus.GONE
+
+
+async def test_each_lease_gets_its_own_key_though_there_is_one_place(running: RunningPool) -> None:
+    """Two rentals at the same time: each machine is opened by its own lease's key alone."""
+    running.add_host()
+    async with standing(running, BasilicaStandIn, adapter, is_create, is_release) as up:
+        first, second = await up.market.offers(OfferQuery())
+        keys = [new_public_key().strip(), new_public_key().strip()]
+        quotes = [await up.market.quote(offer) for offer in (first, second)]
+        await asyncio.gather(
+            *(
+                up.market.rent(quote, label=new_label(), ssh_public_key=key, deadline_ms=0)
+                for quote, key in zip(quotes, keys, strict=True)
+            )
+        )
+
+        assert sorted(rental.ssh_keys for rental in up.yard.rentals.values()) == sorted([key] for key in keys)

@@ -57,7 +57,6 @@ def running() -> Any:
 @pytest.fixture
 async def stand(running: RunningPool) -> AsyncIterator[Standing]:
     async with standing(running, stand_in, adapter, is_create, is_release) as up:
-        up.world.calls_balance = False
         up.world.tells_price = False
         yield up
 

@@ -131,7 +131,7 @@ async def test_a_rentals_whole_life_through_the_official_client(basilica: Driver
     assert gpus == gpus_by_query == []
     assert none is None
     assert machine["hourly_rate"] == "0.35"
-    assert running["ssh_command"].endswith("root@127.0.0.1")
+    assert running["ssh_command"].endswith(f"{held.login}@127.0.0.1")
     assert running["name"] == started["name"] == "by-hand"
     assert (stopped["status"], held.phase) == ("stopped", Phase.ENDED)
     assert usage["rentals"][0]["rental_id"] == started["rental_id"]
