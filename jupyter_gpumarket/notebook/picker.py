@@ -28,6 +28,7 @@ from jupyter_gpumarket.models import LeaseRequest, Offer, OfferQuery
 from jupyter_gpumarket.notebook import public
 from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.picker_state import filters_of, state_of
+from jupyter_gpumarket.notebook.rent_call import rent_and_wait
 from jupyter_gpumarket.notebook.searching import search_of
 
 MOST_OFFERS = 100_000
@@ -123,7 +124,7 @@ class OfferPicker(anywidget.AnyWidget):
             self.send({"tell": "ask to rent", "hours": hours})
             return None
         query = OfferQuery(marketplaces=(offer.marketplace,), offer_id=offer.offer_id, kind=offer.kind)
-        view = public.rent_what(query, budget=budget, hours=hours, name=name, timeout_s=timeout_s)
+        view = rent_and_wait(public.connect(), query, budget=budget, hours=hours, name=name, timeout_s=timeout_s)
         self.lease = view
         return view
 

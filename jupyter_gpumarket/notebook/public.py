@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -17,14 +16,13 @@ from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import Client
 from jupyter_gpumarket.client import connect as _connect
 from jupyter_gpumarket.clock import in_words
-from jupyter_gpumarket.errors import LeaseFailed
-from jupyter_gpumarket.models import ENDED_STATES, Charge, LeaseRequest, LeaseState, OfferQuery, Scope
+from jupyter_gpumarket.models import ENDED_STATES, Charge, LeaseState, OfferQuery, Scope
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook.data import Data, DataStore
 from jupyter_gpumarket.notebook.frames import charges_frame, explained, offers_frame, prices_frame
 from jupyter_gpumarket.notebook.gpu_cluster import GPUCluster
-from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
+from jupyter_gpumarket.notebook.rent_call import rent_and_wait
 from jupyter_gpumarket.notebook.reprs import Costs, Leases, costs_of
 from jupyter_gpumarket.notebook.searching import Amount, amount_nusd, least_tier, price_kind, search_of
 from jupyter_gpumarket.notebook.values import transfer_words
@@ -224,35 +222,7 @@ def rent(gpu: str | None = None, *, budget: str, hours: float, name: str = "", t
     Raises:
         LeaseFailed: no offer led to a ready node in time. BudgetExceeded: a budget does not cover it.
     """
-    return rent_what(OfferQuery(gpu=gpu), budget=budget, hours=hours, name=name, timeout_s=timeout_s)
-
-
-def rent_what(query: OfferQuery, *, budget: str, hours: float, name: str, timeout_s: float) -> LeaseView:
-    """The same for any query.
-
-    Raises:
-        LeaseFailed, BudgetExceeded: as `rent`.
-    """
-    client = connect()
-    view = client.wish(
-        LeaseRequest(
-            request_id=secrets.token_hex(16),
-            query=query,
-            budget_nusd=usd(budget),
-            max_s=round(hours * 3600),
-            owner=owner(config.load_settings(config.folders()).project, {}),
-            name=name,
-        )
-    )
-    deadline_s = time.monotonic() + timeout_s
-    while view.lease.state is not LeaseState.READY:
-        if view.lease.state in ENDED_STATES:
-            raise LeaseFailed(f"no node: {view.lease.reason}")
-        if time.monotonic() > deadline_s:
-            client.release(view.lease.lease_id, reason="not ready in time")
-            raise LeaseFailed(f"{view.lease.name} was not ready within {timeout_s:g} s; it is given back")
-        view = client.lease(view.lease.lease_id, after_seq=view.seq, wait_s=5.0)
-    return view
+    return rent_and_wait(connect(), OfferQuery(gpu=gpu), budget=budget, hours=hours, name=name, timeout_s=timeout_s)
 
 
 def cluster(n: int | None = None, **options: Any) -> GPUCluster:

@@ -1,4 +1,4 @@
-"""A real JupyterLab (or Notebook 7) with the extension as it is built here, and a real Chromium to use it with."""
+"""A real JupyterLab, Notebook 7 beside it, with the extension as built here, and a real Chromium to use it with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from tests.labextension.conftest import SOURCE, run_in
 from tests.server.running import ROOT, free_port
@@ -41,6 +43,13 @@ def built(front_end: Path) -> Path:
     return made / "labextension"
 
 
+def notebook_in(lab: Lab, name: str, *cells: str) -> None:
+    """A notebook with these cells, which asks for no kernel when it is opened."""
+    made = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(made, str(lab.root / name))
+
+
 @dataclass
 class Lab:
     """A running server of JupyterLab."""
@@ -56,7 +65,7 @@ class Lab:
 
 
 @contextlib.contextmanager
-def lab_in(folder: Path, home: Path, extension: Path | None, *options: str, app: str = "jupyterlab") -> Iterator[Lab]:
+def lab_in(folder: Path, home: Path, extension: Path | None, *options: str) -> Iterator[Lab]:
     """JupyterLab in its own folders, renting from the broker of `home`; without an extension: the control."""
     names = ("config", "runtime", "data", "ipython", "root", "workspaces", "settings")
     own = {name: folder / name for name in names}
@@ -66,7 +75,7 @@ def lab_in(folder: Path, home: Path, extension: Path | None, *options: str, app:
     environment |= {f"JUPYTER_{n.upper()}_DIR": str(own[n]) for n in ("config", "runtime", "data")}
     environment |= {f"JUPYTERLAB_{n.upper()}_DIR": str(own[n]) for n in ("workspaces", "settings")}
     environment |= {"IPYTHONDIR": str(own["ipython"]), "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
-    enabled = {"jupyter_gpumarket": extension is not None, "jupyterlab": True, "ipyparallel": False}
+    enabled = {"jupyter_gpumarket": extension is not None, "jupyterlab": True, "notebook": True, "ipyparallel": False}
     (own["config"] / "jupyter_server_config.json").write_text(
         json.dumps({"ServerApp": {"jpserver_extensions": enabled}, "IdentityProvider": {"token": TOKEN}})
     )
@@ -83,9 +92,17 @@ def lab_in(folder: Path, home: Path, extension: Path | None, *options: str, app:
     quiet.mkdir(parents=True)
     (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     port = free_port()
-    argv = [sys.executable, "-m", app, "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.ip=127.0.0.1"]
+    argv = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.ip=127.0.0.1",
+    ]
     argv += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={own['root']}", f"--ServerApp.base_url={BASE}"]
-    argv += ["--LabApp.expose_app_in_browser=True"] if app == "jupyterlab" else []
+    argv += ["--LabApp.expose_app_in_browser=True"]
     argv += [f"--GpuMarketApp.home={home}"] if extension is not None else []
     log = folder / "lab.log"
     with log.open("wb") as out:
@@ -148,8 +165,10 @@ def open_lab(browser: Any, lab: Lab, path: str = "lab", **options: Any) -> Any:
 
 def open_sidebar(page: Any, width_px: int | None = None) -> Any:
     """Our panel, opened as a user does, and made so wide."""
-    page.locator('li[data-id="gm-sidebar"]').click()
     panel = page.locator("#gm-sidebar")
+    panel.wait_for(state="attached")
+    if not panel.is_visible():  # as it was left, after a reload
+        page.locator('li[data-id="gm-sidebar"]').click()
     panel.wait_for(state="visible")
     if width_px is not None:
         page.evaluate(
