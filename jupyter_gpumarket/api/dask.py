@@ -17,14 +17,15 @@ class DaskWish(Request, frozen=True, kw_only=True):
 
     `nthreads` of 0: as many as the node has cores, shared by its workers (one on a GPU worker). `memory_limit` and
     `environment` are as `dask worker` takes them. `allowed_failures`: how many workers may die with a task before the
-    task is called poisoned and ends as an error.
+    task is called poisoned and ends as an error. Tasks are handed out far ahead here, and Dask counts a death for all
+    that were assigned, so it is more than Dask's own 3.
     """
 
     nthreads: Count = 0
     memory_limit: str = "auto"
     nanny: bool = True
     dashboard: bool = False
-    allowed_failures: Count = 3
+    allowed_failures: Count = 10
     environment: dict[str, str] = {}
 
 

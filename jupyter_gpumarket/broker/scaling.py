@@ -152,7 +152,7 @@ def _grow(now: Situation, more: int, reasons: list[str]) -> Decision:
             reasons = [*reasons, f"the limit of {limit}/h leaves room for {room} more beside the {paid}/h of now"]
             more = room
     least = market.price_nusd_hour * max(1, round(market.boot_s + max(market.least_paid_s, LEAST_WORK_S))) // 3600
-    affordable = now.free_nusd // max(least, 1)
+    affordable = max(0, now.free_nusd) // max(least, 1)
     if affordable < more:
         free = format_usd(max(0, now.free_nusd))
         reasons = [*reasons, f"the budget has {free} free, which pays for {affordable} more"]

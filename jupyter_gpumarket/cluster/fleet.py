@@ -227,8 +227,7 @@ class Fleet:
         self._forget(process)
         if process.name in self._retired:
             return
-        now = self._clock.monotonic_s()
-        member.note_end(process.slot, now, now - process.started_s)
+        member.note_end(process.slot, self._clock.monotonic_s(), had_run=process.state == "running")
         logger.info("Dask process %s has ended: %s", process.name, reason)
         if process.is_scheduler:
             self._lose_head(f"the scheduler on {member.name} ended ({reason.splitlines()[0] if reason else ''})")

@@ -12,8 +12,6 @@ from jupyter_gpumarket.cluster.node import Node
 from jupyter_gpumarket.wire.messages import AgentReady
 
 LONGEST_WAIT_S = 30.0
-# One that has run for so long was sound: its end is not held against the next one.
-SOUND_AFTER_S = 10.0
 
 
 class Process(msgspec.Struct, kw_only=True):
@@ -110,9 +108,9 @@ class Member:
         self.is_given_up = False
         self.met_s = now_s
 
-    def note_end(self, slot: int | None, now_s: float, ran_s: float) -> None:
-        """A process ended: the next one starts at once, unless several ended young."""
-        young = 0 if ran_s > SOUND_AFTER_S else self._not_before.get(slot, (0.0, 0))[1] + 1
+    def note_end(self, slot: int | None, now_s: float, *, had_run: bool) -> None:
+        """A process ended: the next one starts at once, unless several did not even come up."""
+        young = 0 if had_run else self._not_before.get(slot, (0.0, 0))[1] + 1
         wait_s = 0.0 if young < 3 else min(LONGEST_WAIT_S, 0.5 * 2 ** min(young - 3, 10))
         self._not_before[slot] = (now_s + wait_s, young)
 

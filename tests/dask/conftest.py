@@ -102,7 +102,7 @@ async def apart(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DaskC
         yield cluster
 
 
-async def running(folder: Path, count: int, *, is_apart: bool) -> AsyncIterator[DaskCluster]:
+async def running(folder: Path, count: int, *, is_apart: bool, **wish: object) -> AsyncIterator[DaskCluster]:
     """A cluster of so many nodes, with Dask."""
     cluster = DaskCluster(folder)
     try:
@@ -110,7 +110,7 @@ async def running(folder: Path, count: int, *, is_apart: bool) -> AsyncIterator[
         await cluster.process.start()
         for _ in range(count):
             await cluster.add_node(is_apart=is_apart)
-        await cluster.start_dask()
+        await cluster.start_dask(**wish)
         yield cluster
     finally:
         await cluster.process.http.aclose()

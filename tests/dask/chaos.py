@@ -1,0 +1,102 @@
+"""Dask under chaos: workers that live two seconds on average, and a sum that has to come out right all the same.
+
+    python -m tests.dask.chaos [rounds]
+
+Four nodes (in network namespaces where that is allowed), one worker each. The scheduler and the driving session live
+on the head, and are not killed here; what happens when they are is another test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from jupyter_gpumarket.api import RunView
+from tests.dask.conftest import DaskCluster, running
+
+MEAN_LIFE_S = 2.0
+WORKER = "distributed.cli.dask_worker"
+# 64 pieces that all depend on each other twice over; each takes a moment, so that workers die in the middle of it.
+WORK = """
+import time
+import dask
+import dask.array as da
+import numpy as np
+client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 10_000))
+
+def slowly(piece):
+    time.sleep(0.02)
+    return piece
+
+with dask.config.set({"array.rechunk.method": "tasks"}):
+    x = da.arange(640 * 640, chunks=640 * 80).reshape((640, 640)).rechunk((80, 80)).map_blocks(slowly)
+    y = (x + x.T).rechunk((640, 40)).map_blocks(slowly)
+    print(int((y.rechunk((40, 640)).sum(axis=0) * np.arange(640)).sum().compute()))
+"""
+
+
+def right_value() -> int:
+    """What `WORK` has to print."""
+    import numpy as np
+
+    x = np.arange(640 * 640).reshape(640, 640)
+    return int(((x + x.T).sum(axis=0) * np.arange(640)).sum())
+
+
+async def kill_workers(cluster: DaskCluster, rng: random.Random, deaths: list[str], most: int) -> None:
+    """Kill each worker an exponentially distributed time after it came up, `most` in all."""
+
+    async def one(number: int) -> None:
+        node = cluster.nodes[number]
+        while len(deaths) < most:
+            living = [w for w in (await cluster.view()).workers if w.lease_id == node.lease_id and w.state == "running"]
+            if not living or living[0].name in deaths:
+                await asyncio.sleep(0.1)
+                continue
+            await asyncio.sleep(rng.expovariate(1 / MEAN_LIFE_S))
+            deaths.append(living[0].name)
+            for process in await asyncio.to_thread(node.dask, WORKER):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+
+    await asyncio.gather(*(one(number) for number in range(len(cluster.nodes))))
+
+
+async def round_of(cluster: DaskCluster, *, seed: int, timeout_s: float, most: int) -> tuple[str, RunView, int]:
+    """One computation while workers die; what it printed, how it ended, how many died."""
+    deaths: list[str] = []
+    killer = asyncio.create_task(kill_workers(cluster, random.Random(seed), deaths, most))
+    try:
+        text, view = await cluster.run(WORK, timeout_s=timeout_s)
+    finally:
+        killer.cancel()
+        await asyncio.gather(killer, return_exceptions=True)
+    return text, view, len(deaths)
+
+
+async def main(rounds: int) -> int:
+    """Run and print; the exit code tells whether all were right."""
+    right = 0
+    with tempfile.TemporaryDirectory(prefix="gmd") as scratch:
+        async for cluster in running(Path(scratch), 4, is_apart=True):
+            await cluster.until_workers(4)
+            for seed in range(rounds):
+                began = time.monotonic()
+                text, view, deaths = await round_of(cluster, seed=seed, timeout_s=600, most=10_000)
+                is_right = text.strip() == str(right_value())
+                right += is_right
+                took = time.monotonic() - began
+                print(f"round {seed}: {'right' if is_right else text + str(view)}, {deaths} deaths, {took:.1f} s")
+    print(f"{right} of {rounds} right")
+    return 0 if right == rounds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)))
