@@ -25,6 +25,8 @@ from jupyter_gpumarket.client.bridge import run
 from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeaseFailed, NodeError
 from jupyter_gpumarket.models import ENDED_STATES, LeaseState, OfferQuery
 from jupyter_gpumarket.money import format_usd, usd
+from jupyter_gpumarket.notebook import fit
+from jupyter_gpumarket.notebook.fit import Estimate
 from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.stage import as_html
 
@@ -218,6 +220,40 @@ class GPUCluster:
             finish_by_ms=None if finish_by is None else round(finish_by.timestamp() * 1000),
         )
         return self._do(self._aim(aim, Adapting(aim.minimum, maximum)))
+
+    def estimate(
+        self,
+        collection: Any = None,
+        *,
+        tasks: int | None = None,
+        seconds_each: float = 1.0,
+        spread: float = 3.0,
+        moved_bytes: int | None = None,
+    ) -> Estimate:
+        """What a computation would take here: time, cost, how much of it is moving data, and warnings.
+
+        Args:
+            collection: a Dask array, frame or delayed; tells how many tasks, and bytes (all of them move once).
+            seconds_each, spread: one task's time, and by which factor that may be off.
+        """
+        view = self.view
+        offers = [lease.offer for lease in view.leases if lease.offer is not None]
+        lines = [fit.Line(name=o.provider or o.offer_id, up_mbps=o.up_mbps, down_mbps=o.down_mbps) for o in offers]
+        is_relayed = view.dask is not None and view.dask.relayed > 0
+        work = fit.Work(
+            tasks=tasks if tasks is not None else fit.tasks_in(collection),
+            seconds_each=seconds_each,
+            spread=spread,
+            moved_bytes=moved_bytes if moved_bytes is not None else fit.bytes_in(collection),
+        )
+        workers = max(1, sum(w.state == "running" for w in view.dask.workers) if view.dask else 1)
+        return fit.estimate(
+            work,
+            [*([fit.Line(name="the line of this machine")] if is_relayed else []), *lines] or [fit.Line(name="a node")],
+            workers=workers,
+            rate_nusd_hour=view.rate_nusd_hour,
+            is_relayed=is_relayed,
+        )
 
     def wait_for_workers(self, n_workers: int = 1, timeout: float | None = None) -> Any:
         """Wait until so many workers run.
