@@ -18,6 +18,7 @@ from jupyter_gpumarket.marketplaces.dispersed import DispersedMarketplace, Dispe
 from jupyter_gpumarket.marketplaces.hyperbolic import HyperbolicMarketplace, HyperbolicOptions
 from jupyter_gpumarket.marketplaces.ionet import IonetMarketplace, IonetOptions
 from jupyter_gpumarket.marketplaces.lium import LiumMarketplace, LiumOptions
+from jupyter_gpumarket.marketplaces.nosana import NosanaMarketplace, NosanaOptions
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 from jupyter_gpumarket.marketplaces.primeintellect import PrimeMarketplace, PrimeOptions
 from jupyter_gpumarket.marketplaces.runpod import RunpodMarketplace, RunpodOptions
@@ -52,6 +53,7 @@ MARKETPLACES: tuple[Entry, ...] = (
         name="akash", options=AkashOptions, needs_key=True, factory=AkashMarketplace, lists_without_key=True
     ),
     Entry(name="shadeform", options=ShadeformOptions, needs_key=True, factory=ShadeformMarketplace),
+    Entry(name="nosana", options=NosanaOptions, needs_key=True, factory=NosanaMarketplace),
     Entry(
         name="ionet", options=IonetOptions, needs_key=True, factory=IonetMarketplace, lists_without_key=True
     ),

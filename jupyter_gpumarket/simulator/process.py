@@ -27,6 +27,7 @@ from jupyter_gpumarket.simulator.faults import FaultBoard
 from jupyter_gpumarket.simulator.hyperbolic import HyperbolicStandIn
 from jupyter_gpumarket.simulator.ionet import IonetStandIn
 from jupyter_gpumarket.simulator.lium import LiumStandIn
+from jupyter_gpumarket.simulator.nosana import NosanaStandIn
 from jupyter_gpumarket.simulator.primeintellect import PrimeStandIn
 from jupyter_gpumarket.simulator.runpod import RunpodStandIn
 from jupyter_gpumarket.simulator.shadeform import ShadeformStandIn
@@ -68,6 +69,7 @@ STAND_INS: dict[str, Maker] = {
     "primeintellect": lambda yard, faults, key, figures: PrimeStandIn(yard, faults, key, show_figures=figures),
     "akash": lambda yard, faults, key, _: AkashStandIn(yard, faults, key),
     "shadeform": lambda yard, faults, key, figures: ShadeformStandIn(yard, faults, key, show_figures=figures),
+    "nosana": lambda yard, faults, key, figures: NosanaStandIn(yard, faults, key, show_figures=figures),
     "ionet": lambda yard, faults, key, _: IonetStandIn(yard, faults, key),
     "hyperbolic": lambda yard, faults, key, figures: HyperbolicStandIn(yard, faults, key, show_figures=figures),
 }

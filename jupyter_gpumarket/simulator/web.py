@@ -21,6 +21,7 @@ from tornado.web import Application, RequestHandler
 
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.simulator.faults import Arming, Fault, FaultBoard
+from jupyter_gpumarket.simulator.ingress import PREFIX, HasIngress, Ingress
 from jupyter_gpumarket.simulator.yard import Yard
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,10 @@ class Server:
         self._clock = clock
         self._latency_s = latency_s
         self._routes = [(re.compile(route.pattern), route) for route in stand_in.routes()]
-        application = Application([("/.*", Handler, {"server": self})], log_function=lambda _: None)
+        handlers: list[Any] = [("/.*", Handler, {"server": self})]
+        if isinstance(stand_in, HasIngress):
+            handlers.insert(0, (PREFIX + "([^/]+)/?", Ingress, {"port_of": stand_in.ingress_port}))
+        application = Application(handlers, log_function=lambda _: None)
         self._http = HTTPServer(application)
         (socket,) = bind_sockets(port, "127.0.0.1")
         self.url = f"http://127.0.0.1:{socket.getsockname()[1]}"
