@@ -27,6 +27,7 @@ class Ingress(WebSocketHandler):
 
     def initialize(self, port_of: Callable[[str], int]) -> None:
         self._port_of = port_of
+        self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._back: asyncio.Task[None] | None = None
 
@@ -41,13 +42,15 @@ class Ingress(WebSocketHandler):
             self.finish(b"no service behind this name")
             return
         try:
-            reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
             self.set_status(502)
             self.finish(b"the service does not answer")
             return
-        await super().get()
-        self._back = asyncio.create_task(self._pass_back(reader))
+        await super().get(name)
+
+    def open(self, *_name: str) -> None:
+        self._back = asyncio.create_task(self._pass_back())
 
     async def on_message(self, message: str | bytes) -> None:
         if self._writer is None:
@@ -62,8 +65,9 @@ class Ingress(WebSocketHandler):
         if self._writer is not None:
             self._writer.close()
 
-    async def _pass_back(self, reader: asyncio.StreamReader) -> None:
+    async def _pass_back(self) -> None:
+        assert self._reader is not None
         with contextlib.suppress(OSError, WebSocketClosedError, StreamClosedError):
-            while part := await reader.read(CHUNK):
+            while part := await self._reader.read(CHUNK):
                 await self.write_message(part, binary=True)
         self.close()
