@@ -134,7 +134,6 @@ class NosanaMarketplace:
             "replicas": 1,
             "timeout": minutes(deadline_ms - self._clock.now_ms()),
             "strategy": "SIMPLE",
-            "confidential": False,
             "job_definition": job_definition(self._options.image, ssh_public_key, offer.vram_gib),
         }
         # Newer servers may start by themselves what is created: its reply is as precious as that of the start.
