@@ -184,7 +184,7 @@ def open_page(browser: Any, address: str, *, width: int = 1280, height: int = 80
     page.evaluate("() => window.jupyterapp.restored")
     if dark:
         page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-        page.wait_for_selector("body[data-jp-theme-light='false']")
+        page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
     return page
 
 
