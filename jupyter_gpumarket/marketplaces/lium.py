@@ -127,8 +127,8 @@ class LiumMarketplace:
         rate: JobQuote | None = await self._http.call(
             "GET", f"/api/executors/{node}/quote", JobQuote, query=query, absent=NOT_THERE
         )
-        if rate is None:
-            raise OfferGone(f"{NAME}: there is no node {node} any more")
+        if rate is None or (count and whole(rate.gpu_count) != count):
+            raise OfferGone(f"{NAME}: the node {node} is not offered with {count} GPUs any more")
         template = await self._template(fresh)
         price = price_nusd(NAME, rate.price_per_hour)
         extra = {**fresh.extra, "template_id": template.id, "encrypted": template.supports_volume_encryption}

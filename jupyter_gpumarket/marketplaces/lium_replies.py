@@ -63,7 +63,7 @@ class Executor(Reply, frozen=True, kw_only=True):
     machine_name: str | None = None
     gpu_count: int | str | None = None
     available_gpu_count: int | str | None = None
-    min_gpu_count_for_rental: int | str | None = None
+    min_gpu_count_for_rental: int | str | msgspec.UnsetType | None = msgspec.UNSET
     price_per_gpu: Decimal | None = None
     tier: str | None = None
     status: str | None = None
@@ -83,10 +83,17 @@ class Executor(Reply, frozen=True, kw_only=True):
         return whole(self.gpu_count) or 0 if free is None else free
 
     def counts(self) -> list[int]:
-        """The numbers of GPUs that are offered: all that are free, and by powers of two where the node is split."""
-        least = whole(self.min_gpu_count_for_rental)
-        if least is None or self.free < 1:
+        """The numbers of GPUs that are offered: all that are free, and by powers of two where the node is split.
+
+        Nothing is offered of a node whose GPUs are all taken; one without any is offered as it is.
+        """
+        if self.free < 1:
+            return [] if whole(self.gpu_count) else [0]
+        if self.min_gpu_count_for_rental is msgspec.UNSET:
             return [self.free]
+        least = whole(self.min_gpu_count_for_rental)
+        if least is None:
+            return [self.free] if self.free == whole(self.gpu_count) else []
         return sorted({count for count in (1, 2, 4, 8, least, self.free) if max(1, least) <= count <= self.free})
 
 

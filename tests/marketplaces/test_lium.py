@@ -111,11 +111,15 @@ async def test_a_split_node_is_offered_by_numbers_of_gpus(world: World) -> None:
 @pytest.mark.parametrize(
     ("changes", "counts"),
     [
-        ({"min_gpu_count_for_rental": None}, [6]),
+        ({"min_gpu_count_for_rental": None}, []),
+        ({"min_gpu_count_for_rental": None, "available_gpu_count": 8}, [8]),
         ({"available_gpu_count": None}, [2, 4, 8]),
         ({"available_gpu_count": "5"}, [2, 4, 5]),
         ({"min_gpu_count_for_rental": "3", "available_gpu_count": 3}, [3]),
         ({"price_per_gpu": None}, []),
+        ({"available_gpu_count": 0}, []),
+        ({"available_gpu_count": 0, "gpu_count": 0}, [0]),
+        ({"available_gpu_count": 1}, []),
         ({"frequent_rent_failures": True}, []),
         ({"specs": None, "location": None, "tier": None, "max_cuda_version": "12.4"}, [2, 4, 6]),
     ],
@@ -127,6 +131,14 @@ async def test_what_a_node_leaves_out_is_no_error(world: World, changes: dict[st
     assert [offer.gpu_count for offer in await world.market.offers(OfferQuery())] == counts
 
 
+async def test_a_node_of_an_older_server_is_offered_with_all_that_is_free(world: World) -> None:
+    """It does not tell whether the node is split."""
+    older = {name: value for name, value in NODE.items() if name != "min_gpu_count_for_rental"}
+    world.proxy.trouble = Trouble(is_listing, body=msgspec.json.encode([older]))
+
+    assert [offer.gpu_count for offer in await world.market.offers(OfferQuery())] == [6]
+
+
 @pytest.mark.parametrize(("field", "value"), [("price_per_gpu", "x"), ("id", None), ("gpu_count", 1.5), ("specs", 7)])
 async def test_nonsense_in_a_node_is_named(world: World, field: str, value: Any) -> None:
     """A field that does not fit is an error with its name, never an offer."""
@@ -135,9 +147,26 @@ async def test_nonsense_in_a_node_is_named(world: World, field: str, value: Any)
         await world.market.offers(OfferQuery())
 
 
+async def test_a_quote_for_another_number_of_gpus_is_none(world: World) -> None:
+    """The rate is believed only for what was asked for."""
+    world.proxy.trouble = Trouble(is_listing, body=msgspec.json.encode([NODE]))
+    offer = (await world.market.offers(OfferQuery()))[0]
+    rate = msgspec.json.encode({"gpu_count": "8", "price_per_hour": 0.62})
+
+    def either(_method: str, path: str) -> bool:
+        assert world.proxy.trouble is not None
+        world.proxy.trouble.body = rate if path.endswith("/quote") else msgspec.json.encode([NODE])
+        return True
+
+    world.proxy.trouble = Trouble(either)
+    with pytest.raises(OfferGone, match="2 GPUs"):
+        await world.market.quote(offer)
+
+
 async def test_money_is_read_without_floats(world: World) -> None:
     """A price with more digits than a float holds is rounded up to the nano-dollar, for all GPUs at once."""
-    raw = msgspec.json.encode([NODE | {"min_gpu_count_for_rental": None}]).replace(b"0.31", b"0.33333333333333333333")
+    whole = NODE | {"min_gpu_count_for_rental": None, "gpu_count": 6}
+    raw = msgspec.json.encode([whole]).replace(b"0.31", b"0.33333333333333333333")
     world.proxy.trouble = Trouble(is_listing, body=raw)
     (offer,) = await world.market.offers(OfferQuery())
 
