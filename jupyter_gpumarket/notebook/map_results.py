@@ -6,7 +6,8 @@ Results were checked before they were written down, and are decoded by the close
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, overload
 
@@ -22,6 +23,7 @@ from jupyter_gpumarket.mapfiles import OUTCOMES_NAME, find_map, read_lines
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.notebook.comparing import difference
 from jupyter_gpumarket.notebook.failures import remote_error
+from jupyter_gpumarket.notebook.frames import USD
 
 
 class _State(Record, frozen=True, kw_only=True):
@@ -46,13 +48,14 @@ class MapResults(Sequence[Any]):
     `errors` tells which failed; `output(i)`, `error(i)` and `item(i)` tell more; `frame()` is all of it as a table.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Read what is there.
+    def __init__(self, folder: Path, cost_of: Callable[[str], int] | None = None) -> None:
+        """Read what is there. `cost_of` tells what a cell run cost, in nano-dollars.
 
         Raises:
             BadRequest: no map lies there.
         """
         self._folder = folder
+        self._cost_of = cost_of
         try:
             self._request = msgspec.json.decode((folder / "request.json").read_bytes(), type=MapRequest)
         except (OSError, msgspec.MsgspecError) as error:
@@ -124,8 +127,13 @@ class MapResults(Sequence[Any]):
         return len(self._checks)
 
     def frame(self) -> pl.DataFrame:
-        """One row per item: state, tries, seconds, machine, run (its cost: `gm.costs()`), error, what it printed."""
+        """One row per item: state, tries, seconds, machine, run, cost, error, what it printed.
+
+        An item's cost is its share of what its run cost, by the time that it took there; the shares of all items are
+        the run's cost, exactly. Null while that is not known.
+        """
         items = self._read()
+        costs = self._costs()
         rows = [items.get(index) for index in range(len(self))]
         return pl.DataFrame(
             {
@@ -135,25 +143,33 @@ class MapResults(Sequence[Any]):
                 "seconds": [None if row is None else row.took_ms / 1000 for row in rows],
                 "lease_id": [None if row is None else row.lease_id for row in rows],
                 "run_id": [None if row is None else row.run_id for row in rows],
-                "error": [self.errors_of(row) for row in rows],
+                "cost_usd": pl.Series([costs.get(index) for index in range(len(self))], dtype=USD),
+                "error": [self._error_line(row) for row in rows],
                 "output": [None if row is None else clean_text(row.stdout + row.stderr) for row in rows],
             },
             schema_overrides={"item": pl.Int64, "tries": pl.Int64, "seconds": pl.Float64, "error": pl.String},
         )
 
     @staticmethod
-    def errors_of(row: ItemView | None) -> str | None:
-        """An item's error in one line, if it has one."""
+    def _error_line(row: ItemView | None) -> str | None:
         if row is None or row.state is ItemState.OK:
             return None
         return one_line(f"{row.error_name}: {row.error_value}", 300)
 
-    def busy_ms(self) -> dict[str, dict[int, int]]:
-        """For each cell run: how long each item took there. What an item costs is its share of its run's cost."""
-        shares: dict[str, dict[int, int]] = {}
-        for index, item in self._read().items():
-            shares.setdefault(item.run_id, {})[index] = item.took_ms
-        return shares
+    def _costs(self) -> dict[int, Decimal]:
+        """What each item cost, its second run included, where it is known what its runs cost."""
+        shares: dict[str, list[tuple[int, int]]] = {}
+        for one in (*self._items.values(), *self._checks.values()):
+            shares.setdefault(one.run_id, []).append((one.index, one.took_ms))
+        found: dict[int, int] = {}
+        for run_id, parts in shares.items():
+            try:
+                amount = None if self._cost_of is None else self._cost_of(run_id)
+            except GpuMarketError:
+                amount = None
+            for index, cost in [] if amount is None else split(amount, parts):
+                found[index] = found.get(index, 0) + cost
+        return {index: Decimal(cost).scaleb(-9) for index, cost in found.items()}
 
     def is_of(self, code: str, items_sha256: str) -> bool:
         """Whether it is a map of this body over these items."""
@@ -223,6 +239,18 @@ class MapResults(Sequence[Any]):
         return difference(self._decoded(first), self._decoded(check), tolerance)
 
 
+def split(amount_nusd: int, parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """An amount in proportion to weights, (key, weight); the shares add up to it exactly."""
+    total, given, weighed = sum(weight for _, weight in parts), 0, 0
+    shares = []
+    for place, (key, weight) in enumerate(parts, start=1):
+        weighed += weight
+        upto = amount_nusd * weighed // total if total else amount_nusd * place // len(parts)
+        shares.append((key, upto - given))
+        given = upto
+    return shares
+
+
 def map_folder(clusters: Path, map_id: str) -> Path:
     """Where a map lies.
 
@@ -235,10 +263,11 @@ def map_folder(clusters: Path, map_id: str) -> Path:
     return folder
 
 
-def all_maps(clusters: Path) -> list[MapResults]:
+def all_maps(clusters: Path, cost_of: Callable[[str], int] | None = None) -> list[MapResults]:
     """Every map whose files are still here, newest first; of one that moved between clusters the last state."""
     folders = sorted(clusters.glob("*/maps/*/state.json"), key=lambda path: -path.stat().st_mtime_ns)
     newest = {path.parent.name: path.parent for path in reversed(folders)}
     return [
-        MapResults(folder) for folder in sorted(newest.values(), key=lambda f: -(f / "request.json").stat().st_mtime)
+        MapResults(folder, cost_of)
+        for folder in sorted(newest.values(), key=lambda f: -(f / "request.json").stat().st_mtime)
     ]

@@ -156,7 +156,9 @@ class MapRunner:
 
     def results(self, map_id: str) -> MapResults:
         """What is on the disk."""
-        return MapResults(map_folder(self._notebook.client.folders.state / "clusters", map_id))
+        client = self._notebook.client
+        folder = map_folder(client.folders.state / "clusters", map_id)
+        return MapResults(folder, lambda run_id: client.run_cost(run_id).amount_nusd)
 
     # ── beginning ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -173,7 +173,7 @@ def map_results(map_id: str) -> MapResults:
     Raises:
         BadRequest: no map of that id is known.
     """
-    return MapResults(map_folder(config.folders().state / "clusters", map_id))
+    return MapResults(map_folder(config.folders().state / "clusters", map_id), _cost_of)
 
 
 def put(value: Any, *, stage: bool = False) -> Data:
@@ -208,7 +208,11 @@ def get(data: Data) -> Any:
 
 def maps() -> list[MapResults]:
     """All maps whose results are still on this computer, newest first."""
-    return all_maps(config.folders().state / "clusters")
+    return all_maps(config.folders().state / "clusters", _cost_of)
+
+
+def _cost_of(run_id: str) -> int:
+    return connect().run_cost(run_id).amount_nusd
 
 
 def leases(*, ended: bool = False) -> Leases:

@@ -147,6 +147,8 @@ def test_a_map_from_a_cell_brings_each_result_in_its_place(kernel: RealKernel) -
         "import jupyter_gpumarket as gm\nlast = gm.maps()[0]\n"
         "print(results[7], results[8], last.item(7).tries, last.errors, gm.maps()[1].output(5))"
     )
+    sums = kernel.must_run("print([m.frame()['cost_usd'].sum() > 0 for m in gm.maps()[:2]])").stdout
+    assert sums == "[True, True]\n"
     assert more.stdout.startswith("None 1.0 2 {7: 'ZeroDivisionError: division by zero'} at 5")
 
 
