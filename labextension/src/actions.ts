@@ -1,5 +1,6 @@
 /** What the commands do. Whatever spends or loses something asks first, here, and cannot be told not to. */
 import { InputDialog, MainAreaWidget, Notification } from '@jupyterlab/apputils';
+import { PageConfig } from '@jupyterlab/coreutils';
 import { Widget } from '@lumino/widgets';
 
 import { ApiError } from './api';
@@ -88,8 +89,8 @@ export class Actions {
       return;
     }
     const { app } = this.desk;
-    const path = view.lease.request.owner.notebook;
-    if (path.endsWith('.ipynb') && !path.startsWith('/')) {
+    const path = belowRoot(view.lease.request.owner.notebook);
+    if (path.endsWith('.ipynb')) {
       try {
         await app.serviceManager.contents.get(path, { content: false });
         await app.commands.execute('docmanager:open', { path });
@@ -189,6 +190,15 @@ export class Actions {
     widget.title.closable = true;
     shell.add(widget, 'main', { mode: 'split-bottom' });
   }
+}
+
+/** A notebook's path as this server names it; a kernel may have told the whole path on the disk. Empty: elsewhere. */
+function belowRoot(path: string): string {
+  const root = PageConfig.getOption('serverRoot').replace(/\/$/, '');
+  if (root !== '' && path.startsWith(`${root}/`)) {
+    return path.slice(root.length + 1);
+  }
+  return path.startsWith('/') ? '' : path;
 }
 
 /** A stranger's words, as text and nothing else. */

@@ -4,6 +4,7 @@ import { Widget } from '@lumino/widgets';
 import { html, render } from 'lit';
 import type { TemplateResult } from 'lit';
 
+import { totals } from './dialog-values';
 import { duration, money, oneLine, parseUsd, typedUsd } from './format';
 import type { Currency } from './format';
 import { gpuWords } from './leases';
@@ -104,13 +105,6 @@ export async function askExtend(
   }
 }
 
-/** Totals out of what was typed; null when it cannot be read. */
-export function totals(hours: string, budget: string): { max_s: number; budget_nusd: number } | null {
-  const amount = parseUsd(budget);
-  const count = /^\d{1,4}(\.\d{1,4})?$/.test(hours.trim()) ? Number(hours) : 0;
-  return amount === null || amount === 0 || count <= 0 ? null : { max_s: Math.round(count * 3600), budget_nusd: amount };
-}
-
 const SCOPES: readonly Scope[] = ['notebook', 'user', 'project'];
 
 /** A budget as it shall be, or null when it was called off. An empty amount takes the limit away. */
@@ -129,7 +123,7 @@ export async function askBudget(given: Partial<BudgetSetting>, { words }: Asking
     };
     const body = html`<label class="gm-Entry"
         ><span>${words.__('For')}</span>
-        <select class="jp-mod-styled" name="scope" aria-label=${words.__('For')}>
+        <select class="gm-Select" name="scope" aria-label=${words.__('For')}>
           ${SCOPES.map(scope => html`<option value=${scope} ?selected=${scope === value['scope']}>${names[scope]}</option>`)}
         </select></label
       >

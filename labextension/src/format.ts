@@ -129,6 +129,12 @@ export function gib(amount: number): string {
   return amount >= 10 ? `${Math.round(amount)} GiB` : `${Math.round(amount * 10) / 10} GiB`;
 }
 
+/** The end of a path, which tells notebooks apart: `…/project/one.ipynb`. */
+export function shortPath(path: string): string {
+  const parts = path.split('/');
+  return parts.length <= 2 ? path : `…/${parts.slice(-2).join('/')}`;
+}
+
 /** `2.3 of 24 GiB`. */
 export function ofGib(used: number, whole: number): string {
   return `${gib(used).replace(' GiB', '')} of ${gib(whole)}`;

@@ -4,7 +4,7 @@ import type { TemplateResult } from 'lit';
 
 import type { By, Period, Span, Sum } from '../costs';
 import { GROUPS, PERIODS } from '../costs';
-import { money, oneLine, percent } from '../format';
+import { money, oneLine, percent, shortPath } from '../format';
 import type { BudgetView, ExportFormat } from '../types';
 import type { Manner } from './parts';
 import { budgetBar, button, empty, loading } from './parts';
@@ -127,7 +127,11 @@ function chart(props: CostsProps): TemplateResult {
     </details>`;
 }
 
-function table(heads: readonly string[], rows: readonly (readonly string[])[]): TemplateResult {
+function table(
+  heads: readonly string[],
+  rows: readonly (readonly string[])[],
+  titles: readonly string[] = []
+): TemplateResult {
   return html`<div class="gm-Scroll" tabindex="0" role="region" aria-label=${heads[0] ?? ''}>
     <table class="gm-Grid">
       <thead>
@@ -135,8 +139,8 @@ function table(heads: readonly string[], rows: readonly (readonly string[])[]): 
       </thead>
       <tbody>
         ${rows.map(
-          row =>
-            html`<tr>${row.map((cell, i) => (i === 0 ? html`<th scope="row" title=${cell}>${cell}</th>` : html`<td>${cell}</td>`))}</tr>`
+          (row, at) =>
+            html`<tr>${row.map((cell, i) => (i === 0 ? html`<th scope="row" title=${titles[at] ?? cell}>${cell}</th>` : html`<td>${cell}</td>`))}</tr>`
         )}
       </tbody>
     </table>
@@ -166,18 +170,18 @@ function grouped(props: CostsProps): TemplateResult {
   const rows = groups
     .slice(0, MANY)
     .map(sum => [
-      oneLine(sum.key, 80) || words.__('(not told)'),
+      oneLine(by === 'notebook' ? shortPath(sum.key) : sum.key, 80) || words.__('(not told)'),
       money(sum.amount, currency),
       `${Math.round(percent(Number(sum.idle), Number(sum.amount)))} %`,
       `${Math.round(percent(Number(sum.boot), Number(sum.amount)))} %`
     ]);
   return html`<label class="gm-By"
       >${words.__('By')}
-      <select class="jp-mod-styled" @change=${chosen} aria-label=${words.__('Sums by')}>
+      <select class="gm-Select" @change=${chosen} aria-label=${words.__('Sums by')}>
         ${GROUPS.map(group => html`<option value=${group} ?selected=${group === by}>${byName(group, props)}</option>`)}
       </select></label
     >
-    ${table([byName(by, props), words.__('Cost'), words.__('idle'), words.__('boot')], rows)}
+    ${table([byName(by, props), words.__('Cost'), words.__('idle'), words.__('boot')], rows, groups.map(sum => oneLine(sum.key, 300)))}
     ${groups.length > MANY
       ? html`<p class="gm-Dim">${words.__('The dearest %1 of %2; an exported file has all.', MANY, groups.length)}</p>`
       : nothing}`;
@@ -203,7 +207,7 @@ function budgets(props: CostsProps): TemplateResult {
       ? html`<p class="gm-Dim">${words.__('No budget is set. Each rental has its own limit all the same.')}</p>`
       : props.budgets.map(view => {
           const { scope, key, limit_nusd } = view.budget;
-          const name = `${scopeName(scope, props)} ${oneLine(key, 60)}`;
+          const name = `${scopeName(scope, props)} ${oneLine(scope === 'notebook' ? shortPath(key) : key, 60)}`;
           return html`<div class="gm-Budget">
             <div class="gm-Card-head">
               <span>${name}</span>

@@ -3,7 +3,7 @@ import { html, nothing } from 'lit';
 import type { TemplateResult } from 'lit';
 import { repeat } from 'lit/directives/repeat.js';
 
-import { duration, money, ofGib, oneLine, rate } from '../format';
+import { duration, money, ofGib, oneLine, rate, shortPath } from '../format';
 import { PHASES, costNow, gpuWords, isEnding, mayBill, mood, stateWords, timeLeftMs } from '../leases';
 import type { Use } from '../model';
 import { busiest, memory } from '../model';
@@ -140,7 +140,7 @@ function machineWords(view: LeaseView): string {
 
 function ownerWords(view: LeaseView, props: RunningProps): string {
   const { user, notebook, project } = view.lease.request.owner;
-  const parts = [user, notebook, project].map(text => oneLine(text, 60)).filter(text => text !== '');
+  const parts = [user, shortPath(notebook), project].map(text => oneLine(text, 60)).filter(text => text !== '');
   return parts.length > 0 ? parts.join(' · ') : props.words.__('no owner told');
 }
 
