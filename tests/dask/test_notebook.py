@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from jupyter_gpumarket.client import Client, connect
 from jupyter_gpumarket.errors import GpuMarketError
@@ -156,4 +159,45 @@ def test_release_gives_all_of_it_back(kernel: RealKernel, broker: Client) -> Non
 
     assert "is given back; it cost $" in done.stdout
     assert [view.lease.name for view in broker.leases() if view.lease.request.cluster.startswith("crew")] == []
-    assert os.path.isdir(ROOT)
+
+
+def executed(lab: RunningPool, name: str, folder: Path) -> Any:
+    """An example, run from its first to its last cell as nbclient does it."""
+    notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
+    before = dict(os.environ)
+    os.environ.update({**lab.environment, "PYTHONPATH": str(ROOT), "JUPYTER_GPUMARKET_NOTEBOOK": f"lab/{name}"})
+    try:
+        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return notebook
+
+
+def told_by(notebook: Any) -> str:
+    """All text that the cells showed."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    found = [output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    return "\n".join(found)
+
+
+def test_example_03_computes_on_rented_nodes(lab: RunningPool, broker: Client, tmp_path: Path) -> None:
+    """The example on arrays and frames runs as it is written: right results, a warning, everything given back."""
+    told = told_by(executed(lab, "03-dask-on-rented-nodes.ipynb", tmp_path))
+
+    assert "this is bound by the network" in told
+    assert re.search(r"spread after 4000 steps: 6[23]\.\d", told)
+    assert re.search(r"^\s+7\s+1[89]\.\d+", told, re.MULTILINE)
+    assert "weather is given back" in told
+    assert broker.leases() == []
+
+
+def test_example_05_shows_what_a_death_costs(lab: RunningPool, broker: Client, tmp_path: Path) -> None:
+    """The example on dying nodes runs as it is written: the sum is right, the loss is told, nothing stays rented."""
+    told = told_by(executed(lab, "05-when-a-node-dies.ipynb", tmp_path))
+
+    assert "the sum is right: True" in told
+    assert "a variable of the session is still here, and 42 comes from the new scheduler" in told
+    assert "has to be submitted again" in told
+    assert "brittle is given back" in told
+    assert broker.leases() == []
