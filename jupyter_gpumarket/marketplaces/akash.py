@@ -32,6 +32,7 @@ from jupyter_gpumarket.marketplaces.akash_meaning import (
 )
 from jupyter_gpumarket.marketplaces.akash_money import BlockTime, bill, plain_balance
 from jupyter_gpumarket.marketplaces.akash_replies import (
+    UACT,
     BalanceReply,
     Bid,
     Bids,
@@ -391,7 +392,7 @@ class AkashMarketplace:
         raise Temporary(NAME, "the chain lists too many deployments of this account")
 
     def _rental(self, holding: Holding, label: str) -> Rental:
-        """A deployment as the contract tells it."""
+        """A deployment as the contract tells it; what others rent in another coin has no price here."""
         lease = next(iter(holding.leases or ()), None)
         status, detail = status_of(holding, lease)
         return Rental(
@@ -399,7 +400,9 @@ class AkashMarketplace:
             rental_id=holding.dseq,
             label=label,
             status=status,
-            price_nusd_hour=None if lease is None else self._block.nusd_hour(lease.price),
+            price_nusd_hour=self._block.nusd_hour(lease.price)
+            if lease is not None and lease.price.denom == UACT
+            else None,
             kind=PriceKind.ON_DEMAND,
             machine_id="" if lease is None else lease.id.provider,
             address=address_of(lease) if status is RentalStatus.RUNNING else None,

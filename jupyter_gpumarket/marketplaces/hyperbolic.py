@@ -52,6 +52,7 @@ NAME = "hyperbolic"
 QUOTE_MS = 60_000
 CENTS = 100
 MOST_CENTS = 10**7
+MOST_ASKED = 256
 READY = "node_ready"
 VM_ID = re.compile(r"vm-([0-9]{1,18})")
 NODES = "/v1/marketplace"
@@ -217,6 +218,8 @@ class HyperbolicMarketplace:
         if self._options.send_key_and_label:
             more = {"publicKey": ssh_public_key.strip(), "userMetadata": {"gpumarket": {"label": label}}}
         before = frozenset(rental.rental_id for rental in await self.rentals())
+        while len(self._asked) >= MOST_ASKED:
+            del self._asked[next(iter(self._asked))]
         self._asked[label] = Asked(node=str(offer.extra.get("node", "")), before=before)
         rental_id = await (self._rent_vm if offer.extra.get("vm") else self._rent_node)(offer, more)
         return Rental(

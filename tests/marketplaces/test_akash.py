@@ -317,6 +317,7 @@ LEASE = {
     "created_at": "5",
     "closed_on": "0",
 }
+IN_UAKT = {"price": {"denom": "uakt", "amount": "1.000000000000000000"}}
 UP = {"services": {"node": {"name": "node", "available": 1, "uris": None}},
       "forwarded_ports": {"node": [{"host": "p.example", "port": 22, "externalPort": 31877, "proto": "TCP"}]},
       "ips": None}  # fmt: skip
@@ -347,6 +348,20 @@ def test_a_lease_is_read_as_what_it_is(case: tuple[dict[str, Any], RentalStatus]
     assert status is expected
     assert (address == NodeAddress(host="p.example", port=31877, user="root")) == (status is RentalStatus.RUNNING)
     assert detail or status is RentalStatus.RUNNING
+
+
+async def test_a_lease_in_another_coin_does_not_hide_the_others(world: World) -> None:
+    """Somebody's old deployment on the account, priced in uakt, is listed without a price."""
+    old = {"deployment": {"id": {"owner": "o", "dseq": "1"}, "state": "active"}, "leases": [LEASE | IN_UAKT]}
+    listing = {"data": {"deployments": [old], "pagination": {"hasMore": False}}}
+    chain = {"deployments": [{"deployment": old["deployment"], "groups": [{"group_spec": {"name": "dcloud"}}]}]}
+    answers = {"/v1/deployments": listing, "/akash/deployment/v1beta4/deployments/list": chain}
+    for path, body in answers.items():
+        world.proxy.answers[path] = msgspec.json.encode(body)
+    (rental,) = await world.market.rentals()
+
+    assert (rental.label, rental.price_nusd_hour) == ("dcloud", None)
+    assert await world.market.find(new_label()) is None
 
 
 @pytest.mark.parametrize(("text", "expected"), [("80Gi", 80.0), ("", 0.0), ("24 GB", 24.0), ("much", 0.0)])

@@ -40,10 +40,14 @@ class Trouble:
 
 
 class TroubledProxy:
-    """Listens on loopback; `url` is what the adapter is given instead of the marketplace's own."""
+    """Listens on loopback; `url` is what the adapter is given instead of the marketplace's own.
+
+    `answers` are said for these paths, whatever the marketplace would say.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.trouble: Trouble | None = None
+        self.answers: dict[str, bytes] = {}
         self.calls: list[tuple[str, str]] = []
         self._upstream = httpx.AsyncClient(base_url=upstream, trust_env=False, timeout=20)
         self._server = HTTPServer(Application([("/.*", Passing, {"proxy": self})], log_function=lambda _: None))
@@ -76,6 +80,9 @@ class Passing(RequestHandler):
         method, path = self.request.method or "", self.request.path
         self.proxy.calls.append((method, path))
         trouble = self.proxy.trouble
+        if path in self.proxy.answers:
+            self._answer(200, self.proxy.answers[path], {"Content-Type": "application/json"})
+            return
         if trouble is None or not trouble.matches(method, path):
             reply = await self.proxy.pass_on(self)
             self._answer(reply.status_code, reply.content, {"Content-Type": "application/json"})
