@@ -26,7 +26,9 @@ class Relay:
     async def open(self) -> None:
         """Listen on a new port; an earlier one is closed."""
         await self.close()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        # Known before it serves, so that one who is cancelled here can still close it.
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, start_serving=False)
+        await self._server.start_serving()
 
     async def close(self) -> None:
         """Cut everything."""

@@ -18,13 +18,12 @@ from jupyter_gpumarket.errors import (
     InsufficientFunds,
     OfferGone,
     OutcomeUnknown,
-    Permanent,
     Temporary,
     Unauthorized,
 )
 from jupyter_gpumarket.marketplaces.akash import AkashMarketplace, AkashOptions
 from jupyter_gpumarket.marketplaces.akash_market import spelled
-from jupyter_gpumarket.marketplaces.akash_meaning import address_of, status_of
+from jupyter_gpumarket.marketplaces.akash_meaning import address_of, judge_accept, status_of
 from jupyter_gpumarket.marketplaces.akash_money import BlockTime, plain_balance
 from jupyter_gpumarket.marketplaces.akash_replies import Coin, Holding, gib
 from jupyter_gpumarket.marketplaces.akash_sdl import ENTRYPOINT, Machine, sdl
@@ -284,29 +283,46 @@ def test_confidential_computing_is_asked_for_on_wish() -> None:
 
 # ── odd answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ACCEPTS: dict[str, tuple[int, dict[str, Any], type[Exception]]] = {
-    "the bid is over": (400, {"message": "Cannot create lease: The selected bid is no longer open."}, OfferGone),
-    "the order is over": (400, {"message": "order has already been matched or closed"}, OfferGone),
-    "not audited": (403, {"error": "ForbiddenError", "message": "Provider not authorized."}, OfferGone),
-    "provider away, no lease": (502, {"code": "provider_unreachable"}, OfferGone),
-    "leased, and not started": (502, {"code": "manifest_not_delivered"}, OutcomeUnknown),
-    "no money": (402, {"code": "insufficient_balance"}, InsufficientFunds),
-    "no money, on the chain": (400, {"message": "Insufficient funds"}, InsufficientFunds),
-    "nonsense": (400, {"code": "bad_request", "message": "no"}, Permanent),
-    "a lease of something else": (200, {"data": {"deployment": {"id": {"owner": "a", "dseq": "7"}, "state": "active"}}},
-                                  OutcomeUnknown),
-}  # fmt: skip
+ACCEPTS: dict[str, tuple[int, bytes, type[Exception] | None]] = {
+    "the bid is over": (400, b"Cannot create lease: The selected bid is no longer open.", OfferGone),
+    "the order is over": (400, b"order has already been matched or closed", OfferGone),
+    "not audited": (403, b"Provider not authorized.", OfferGone),
+    "provider away, no lease": (502, b'{"code": "provider_unreachable"}', OfferGone),
+    "leased, and not started": (502, b'{"code": "manifest_not_delivered"}', OutcomeUnknown),
+    "no money": (402, b'{"code": "insufficient_balance"}', InsufficientFunds),
+    "no money, on the chain": (400, b'{"message": "Insufficient funds"}', InsufficientFunds),
+    "a new account": (409, b'{"code": "wallet_provisioning"}', Temporary),
+    "nonsense": (400, b'{"code": "bad_request", "message": "no"}', None),
+    "somebody in between": (502, b"<html>bad gateway</html>", None),
+}
 
 
 @pytest.mark.parametrize("case", ACCEPTS.values(), ids=ACCEPTS)
-async def test_what_a_bid_that_was_not_accepted_means(
-    world: World, case: tuple[int, dict[str, Any], type[Exception]]
-) -> None:
+def test_what_a_bid_that_was_not_accepted_means(case: tuple[int, bytes, type[Exception] | None]) -> None:
     """Akash says by one status several things; a lease whose container was not started bills all the same."""
-    status, body, error = case
+    status, content, error = case
+
+    assert judge_accept(status, content) is error
+
+
+@pytest.mark.parametrize("code", ["provider_unreachable", "manifest_not_delivered"])
+async def test_only_a_bid_that_made_no_lease_is_gone(stand: Standing, code: str) -> None:
+    """Both are 502: after the one nothing bills and its auction is closed, after the other the label must tell."""
+    quote = await stand.world.quote()
+    body = msgspec.json.encode({"code": code})
+    stand.world.proxy.trouble = Trouble(is_create, status=502, body=body)
+    with pytest.raises(OfferGone if code == "provider_unreachable" else OutcomeUnknown):
+        await stand.world.rent(new_label(), quote)
+    if code == "provider_unreachable":
+        await until_no_auction(stand)
+
+
+async def test_a_lease_of_something_else_is_none(world: World) -> None:
+    """An answer that is not about the deployment that was asked for leaves the outcome unknown."""
     quote = await world.quote()
-    world.proxy.trouble = Trouble(is_create, status=status, body=msgspec.json.encode(body))
-    with pytest.raises(error):
+    other = {"data": {"deployment": {"id": {"owner": "a", "dseq": "7"}, "state": "active"}}}
+    world.proxy.trouble = Trouble(is_create, body=msgspec.json.encode(other))
+    with pytest.raises(OutcomeUnknown, match="without a lease"):
         await world.rent(new_label(), quote)
 
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from jupyter_gpumarket.config import Secret
-from jupyter_gpumarket.errors import InsufficientFunds, OfferGone, OutcomeUnknown, Permanent, Temporary, Unauthorized
+from jupyter_gpumarket.errors import InsufficientFunds, OfferGone, OutcomeUnknown, Temporary, Unauthorized
 from jupyter_gpumarket.marketplaces.hyperbolic import HyperbolicMarketplace, HyperbolicOptions
-from jupyter_gpumarket.marketplaces.hyperbolic_replies import status_of
+from jupyter_gpumarket.marketplaces.hyperbolic_replies import judge_create, status_of
 from jupyter_gpumarket.models import OfferQuery, PriceKind, RentalStatus, Tier
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.simulator.faults import Fault
@@ -140,24 +140,30 @@ async def test_what_was_there_before_is_not_ours(stand: Standing) -> None:
     assert await stand.market.find("gpum-b") is None
 
 
-CREATES: dict[str, tuple[int, bytes, type[Exception]]] = {
+CREATES: dict[str, tuple[int, bytes, type[Exception] | None]] = {
     "taken": (400, b'{"message": "Node is not available"}', OfferGone),
     "too few": (400, b'{"message": "Not enough GPUs on this node"}', OfferGone),
     "no money": (400, b'{"message": "Insufficient balance"}', InsufficientFunds),
-    "nonsense": (400, b'{"message": "gpu_count must be a number"}', Permanent),
-    "no name": (200, b'{"status": "success", "instance_id": ""}', OutcomeUnknown),
-    "a name that is none": (200, b'{"instance_id": "a/../b"}', OutcomeUnknown),
+    "nonsense": (400, b'{"message": "gpu_count must be a number"}', None),
+    "their own trouble": (500, b"not available", None),
 }
 
 
 @pytest.mark.parametrize("case", CREATES.values(), ids=CREATES)
-async def test_what_the_answer_to_a_create_means(world: World, case: tuple[int, bytes, type[Exception]]) -> None:
-    """Its words tell, where they are known; a success without a name has rented something."""
-    status, body, error = case
+def test_what_a_refused_create_means(case: tuple[int, bytes, type[Exception] | None]) -> None:
+    """Its words tell, where they are known."""
+    status, content, error = case
+
+    assert judge_create(status, content) is error
+
+
+async def test_a_success_without_a_name_may_have_rented(world: World) -> None:
+    """None at all, and one that is none."""
     quote = await world.quote()
-    world.proxy.trouble = Trouble(is_create, status=status, body=body)
-    with pytest.raises(error):
-        await world.rent(new_label(), quote)
+    for body in (b'{"status": "success", "instance_id": ""}', b'{"instance_id": "a/../b"}'):
+        world.proxy.trouble = Trouble(is_create, body=body)
+        with pytest.raises(OutcomeUnknown):
+            await world.rent(new_label(), quote)
 
 
 @pytest.mark.parametrize(
