@@ -13,7 +13,7 @@ class Attach(Request, frozen=True, kw_only=True):
 
     Idempotent: for a node already attached it changes deadline and address only. `key_path` is a 0600 file that holds
     the lease's private key. `host_key`: the recorded or the marketplace's; None: first sight decides.
-    `resume`: the node was ready before; do not set up anew.
+    `resume`: the node was ready before; do not set up anew. `demo`: a GPU that the node calls a demo's counts as one.
     """
 
     lease_id: str
@@ -27,6 +27,7 @@ class Attach(Request, frozen=True, kw_only=True):
     trusted: bool = False
     self_stop: SelfStop | None = None
     resume: bool = False
+    demo: bool = False
 
 
 class Detach(Request, frozen=True, kw_only=True):

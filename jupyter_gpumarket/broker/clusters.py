@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -100,7 +101,9 @@ class Clusters:
         redactor: Redactor,
         broker_url: str,
         call_timeout_s: float = CALL_TIMEOUT_S,
+        demos: AbstractSet[str] = frozenset(),
     ) -> None:
+        self._demos = demos
         self._folders = folders
         self._clock = clock
         self._tokens = tokens
@@ -133,6 +136,7 @@ class Clusters:
             trusted=lease.request.trusted,
             self_stop=self_stop,
             resume=resume,
+            demo=lease.offer is not None and lease.offer.marketplace in self._demos,
         )
         process = await self._running(cluster_of(lease))
         await self._call(process, "PUT", f"/v1/nodes/{_part(lease.lease_id)}", body)

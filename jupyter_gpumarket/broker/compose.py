@@ -29,6 +29,7 @@ from jupyter_gpumarket.errors import MissingCredentials
 from jupyter_gpumarket.journal import Journal
 from jupyter_gpumarket.leases import KeyStore, LeaseEngine, Policy
 from jupyter_gpumarket.marketplaces import registry
+from jupyter_gpumarket.marketplaces.http import is_loopback
 from jupyter_gpumarket.models import Offer
 from jupyter_gpumarket.offers import Catalogue, PriceBook, summed_up
 
@@ -90,7 +91,9 @@ def compose(folders: Folders, *, tokens: TokenBook, redactor: Redactor, url: str
             readers=registry.readers(settings),
             listed=listed,
         )
-        clusters = Clusters(folders=folders, clock=clock, tokens=tokens, redactor=redactor, broker_url=url)
+        clusters = Clusters(
+            folders=folders, clock=clock, tokens=tokens, redactor=redactor, broker_url=url, demos=_demos(settings)
+        )
         engine = LeaseEngine(
             store=journal,
             marketplaces=marketplaces,
@@ -132,6 +135,14 @@ def _learn_keys(settings: Settings, folders: Folders, redactor: Redactor) -> Non
     for name in settings.marketplaces:
         with contextlib.suppress(MissingCredentials):
             redactor.learn(config.credential(name, folders).reveal())
+
+
+def _demos(settings: Settings) -> frozenset[str]:
+    """The marketplaces whose machines are part of a demo: the user says so, and they are on this very computer."""
+    if not settings.demo_gpus:
+        return frozenset()
+    urls = {name: str(options.get("url", "")) for name, options in settings.marketplaces.items()}
+    return frozenset(name for name, url in urls.items() if is_loopback(url))
 
 
 def _label_secret(folders: Folders) -> bytes:

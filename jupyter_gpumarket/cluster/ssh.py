@@ -44,7 +44,7 @@ class SshLink:
         return await prepare(self._link, plan, on_step)
 
     async def probe(self, installed: Installed, attach: Attach) -> tuple[dict[str, Any], tuple[str, ...]]:
-        found = await probe(self._link, installed, attach.offer)
+        found = await probe(self._link, installed, attach.offer, demo=attach.demo)
         return found.report, found.differences
 
     async def open_stream(self, command: str) -> tuple[Reader, Writer]:

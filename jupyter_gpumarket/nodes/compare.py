@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import msgspec
+
 from jupyter_gpumarket.models import Offer, Record
 from jupyter_gpumarket.nodes.address import shown
 
@@ -30,7 +32,7 @@ _JOINED = re.compile(r"(?<=\d)(ti|super)\Z")
 
 
 class Gpu(Record, frozen=True, kw_only=True):
-    """One GPU that the node shows."""
+    """One GPU that the node shows. `is_demo`: the node itself says that there is none, and that it is part of a demo."""
 
     index: int = 0
     name: str = ""
@@ -39,6 +41,7 @@ class Gpu(Record, frozen=True, kw_only=True):
     driver: str = ""
     compute_capability: str = ""
     mig_slices: tuple[str, ...] = ()
+    is_demo: bool = False
 
 
 class Compute(Record, frozen=True, kw_only=True):
@@ -82,8 +85,11 @@ class ProbeReport(Record, frozen=True, kw_only=True):
     trouble: tuple[str, ...] = ()
 
 
-def compare(report: ProbeReport, offer: Offer) -> tuple[str, ...]:
-    """In which points the node is less than what was sold; empty: as sold."""
+def compare(report: ProbeReport, offer: Offer, *, demo: bool = False) -> tuple[str, ...]:
+    """In which points the node is less than what was sold; empty: as sold. Only a `demo` takes a demo's GPU for one."""
+    if not demo:
+        real = tuple(gpu for gpu in report.gpus if not gpu.is_demo)
+        report = msgspec.structs.replace(report, gpus=real)
     return (*_gpu_differences(report, offer), *_machine_differences(report, offer))
 
 

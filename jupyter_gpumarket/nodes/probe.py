@@ -58,7 +58,7 @@ class _Told(Answer, frozen=True, kw_only=True):
     trouble: tuple[str, ...] = ()
 
 
-async def probe(link: NodeLink, installed: Installed, offer: Offer | None) -> ProbeResult:
+async def probe(link: NodeLink, installed: Installed, offer: Offer | None, *, demo: bool = False) -> ProbeResult:
     """Ask the node what it is, measure the network both ways, and compare with the offer where there is one.
 
     Raises:
@@ -72,7 +72,7 @@ async def probe(link: NodeLink, installed: Installed, offer: Offer | None) -> Pr
     report = _cleaned(told, await _network(link, until))
     return ProbeResult(
         report=msgspec.json.decode(msgspec.json.encode(report)),
-        differences=compare(report, offer) if offer is not None else (),
+        differences=compare(report, offer, demo=demo) if offer is not None else (),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,9 @@ def add_host(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", action="store_true", help="each GPU is an offer of its own")
     command.add_argument("--login", default="", metavar="NAME", help="a user name that opens the shown key's lease")
     command.add_argument("--gpus", default="", metavar="0,2", help="offer only these GPUs")
+    command.add_argument(
+        "--demo-gpu", default="", metavar="NAME:GIB", help="demos only: a GPU that is listed, not there"
+    )
     command.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
     command.set_defaults(run=run_host_command)
 
@@ -106,7 +110,10 @@ def run_registry_command(arguments: argparse.Namespace) -> None:
 
 def run_host_command(arguments: argparse.Namespace) -> None:
     from jupyter_gpumarket.pool.host import HostOptions, run_host
+    from jupyter_gpumarket.pool.host_facts import DEMO_GPU
 
+    if arguments.demo_gpu:
+        os.environ[DEMO_GPU] = arguments.demo_gpu
     url, token_file, ca_file = arguments.registry, arguments.token_file, arguments.ca_file
     if not url:
         here = local_registry()

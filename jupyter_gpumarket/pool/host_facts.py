@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.models import Record
 
 GIB = 1024**3
+# Passed on to leases, whose probe tells it.
+DEMO_GPU = "GPUMARKET_DEMO_GPU"
 
 
 class Gpu(Record, frozen=True, kw_only=True):
@@ -36,6 +39,7 @@ class Machine(Record, frozen=True, kw_only=True):
     cpu_cores: int
     memory_gib: float
     disk_gib: float
+    demo_gpu: Gpu | None = None
 
 
 def look(folder: Path) -> Machine:
@@ -49,7 +53,23 @@ def look(folder: Path) -> Machine:
         cpu_cores=usable_cores(),
         memory_gib=round(memory_bytes() / GIB, 2),
         disk_gib=round(shutil.disk_usage(folder).free / GIB, 1),
+        demo_gpu=demo_gpu(os.environ.get(DEMO_GPU, "")),
     )
+
+
+def demo_gpu(text: str) -> Gpu | None:
+    """`NVIDIA RTX A4000:16`: a GPU that a demo's machine without one is listed with. Only demos may rent it: nodes tell
+    that it is none, and the probe refuses it wherever the user's own settings do not allow it.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if not text:
+        return None
+    name, _, memory = text.rpartition(":")
+    if not name or not memory.isdecimal():
+        raise ConfigError(f"--demo-gpu {text!r}: write it like 'NVIDIA RTX A4000:16', the name and its GiB")
+    return Gpu(index=0, name=name, vram_gib=float(memory))
 
 
 def offers_of(
@@ -68,7 +88,8 @@ def offers_of(
         there = ", ".join(str(gpu.index) for gpu in machine.gpus) or "none"
         raise ConfigError(f"--gpus names GPU {missing[0]}, which NVML does not show; there are: {there}")
     if not gpus:
-        return (HostOffer(offer_id=f"{host_id}.cpu", price_nusd_hour=price_nusd_hour, facts=facts(machine, (), 1)),)
+        shown = () if machine.demo_gpu is None else (machine.demo_gpu,)
+        return (HostOffer(offer_id=f"{host_id}.cpu", price_nusd_hour=price_nusd_hour, facts=facts(machine, shown, 1)),)
     sets = [(gpu,) for gpu in gpus] if split else [gpus]
     return tuple(
         HostOffer(

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from jupyter_gpumarket.api.pool import LeaseReport, ServeOrder
+from jupyter_gpumarket.pool.host_facts import DEMO_GPU
 from jupyter_gpumarket.pool.supervisor import PR_SET_CHILD_SUBREAPER, load_prctl
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class HostLease:
             "GPUMARKET_SUPERVISOR": supervisor,
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in self._gpus),
+            **({DEMO_GPU: os.environ[DEMO_GPU]} if DEMO_GPU in os.environ else {}),
         }
 
     async def start(self) -> None:

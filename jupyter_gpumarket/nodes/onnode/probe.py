@@ -113,7 +113,7 @@ def answer(order_text: str) -> None:
     left_s = max(2.0, until - time.monotonic())
     computed = compute(order["python"], bool(gpus) or has_gpu_device(), left_s, trouble)
     if not gpus:
-        gpus = [gpu_of(item) for item in computed if item["device"] != "cpu"]
+        gpus = [gpu_of(item) for item in computed if item["device"] != "cpu"] or demo_gpus()
     disk = shutil.disk_usage(os.path.expanduser("~"))
     result = {
         "gpus": gpus,
@@ -226,6 +226,12 @@ def gpu_of(item: dict[str, Any]) -> dict[str, Any]:
     """A GPU that only the calculation saw."""
     index = int(item["device"].partition(":")[2] or 0)
     return {"index": index, "name": item["name"], "vram_mib": item["memory_mib"], "mig_slices": []}
+
+
+def demo_gpus() -> list[dict[str, Any]]:
+    """A machine that lends itself to a demo says so: the GPU that it is listed with, marked as none."""
+    name, _, memory = os.environ.get("GPUMARKET_DEMO_GPU", "").rpartition(":")
+    return [{"index": 0, "name": name, "vram_mib": int(memory) * 1024, "is_demo": True}] if name else []
 
 
 def cuda_version(trouble: list[str]) -> str:
