@@ -65,6 +65,12 @@ def _add_demo(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--lab", action="store_true", help="open the notebook in JupyterLab instead of running it here")
     parser.add_argument("--port", type=int, default=0, help="JupyterLab's port (default: a free one)")
     parser.add_argument("--no-browser", action="store_true", help="with --lab: only print the address")
+    parser.add_argument(
+        "--marketplaces",
+        metavar="NAMES",
+        help="instead: rent and run a cell through stand-ins of these (names with commas, or all), and compare bills",
+    )
+    parser.add_argument("--faults", action="store_true", help="and then make go wrong there what can go wrong")
     parser.add_argument("--folder", help="where the demo keeps its state (default: a new temporary folder)")
 
 

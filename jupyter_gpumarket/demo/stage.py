@@ -68,16 +68,7 @@ class Stage:
             self._stop_processes()
 
     def _start(self) -> None:
-        say("starting a pool with two hosts on this machine")
-        registry = private_folder(self._folder / "registry")
-        self._run("registry", "registry", "--folder", str(registry), "--listen", "127.0.0.1:0")
-        facts = json.loads(wait_for(lambda: _read(registry / "registry.json"), "the pool's registry", self._alive))
-        token_file = self._folder / "join.token"
-        write_private(token_file, facts["join_token"].encode())
-        for name, price, region in HOSTS:
-            options = ["--registry", facts["url"], "--token-file", str(token_file), "--name", name]
-            options += ["--folder", str(private_folder(self._folder / name)), "--price", price, "--region", region]
-            self._run(f"host-{name}", "host", *options)
+        facts = self._start_pool()
         where = folders()
         write_private(where.settings_file, SETTINGS.format(url=facts["url"]).encode())
         write_private(where.configuration / "pool.key", facts["user_token"].encode())
@@ -85,11 +76,27 @@ class Stage:
             wait_for(lambda: len(client.offers().offers) >= len(HOSTS) or None, "the pool's hosts", self._alive)
             show_offers(client)
 
-    def _run(self, name: str, *options: str) -> None:
+    def _start_pool(self, *host_options: str) -> dict[str, str]:
+        """A registry and its hosts; what the registry's file says."""
+        say("starting a pool with two hosts on this machine")
+        registry = private_folder(self._folder / "registry")
+        self._run("registry", "pool", "registry", "--folder", str(registry), "--listen", "127.0.0.1:0")
+        facts: dict[str, str] = json.loads(
+            wait_for(lambda: _read(registry / "registry.json"), "the pool's registry", self._alive)
+        )
+        token_file = self._folder / "join.token"
+        write_private(token_file, facts["join_token"].encode())
+        for name, price, region in HOSTS:
+            options = ["--registry", facts["url"], "--token-file", str(token_file), "--name", name]
+            options += ["--folder", str(private_folder(self._folder / name)), "--price", price, "--region", region]
+            self._run(f"host-{name}", "pool", "host", *options, *host_options)
+        return facts
+
+    def _run(self, name: str, part: str, *options: str) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 # However this process ends, its end of the pipe closes, and the pool with its leases ends as well.
-                [sys.executable, "-m", "jupyter_gpumarket.pool", *options, "--until-stdin-ends"],
+                [sys.executable, "-m", f"jupyter_gpumarket.{part}", *options, "--until-stdin-ends"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -102,7 +109,7 @@ class Stage:
         for process in self._processes:
             if process.poll() is not None:
                 raise ConfigError(
-                    f"a process of the pool ended (exit code {process.returncode}); see {self._folder}/*.log"
+                    f"a process of the demo ended (exit code {process.returncode}); see {self._folder}/*.log"
                 )
 
     def _give_back(self) -> bool:

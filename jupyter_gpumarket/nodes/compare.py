@@ -32,7 +32,7 @@ _JOINED = re.compile(r"(?<=\d)(ti|super)\Z")
 
 
 class Gpu(Record, frozen=True, kw_only=True):
-    """One GPU that the node shows. `is_demo`: the node itself says that there is none, and that it is part of a demo."""
+    """One GPU that the node shows. `is_demo`: the node itself says that it is none, but part of a demo."""
 
     index: int = 0
     name: str = ""
@@ -133,6 +133,8 @@ def same_model(sold: str, there: str) -> bool:
 
 def _words(name: str) -> frozenset[str]:
     spaced = re.sub(r"[^a-z0-9.]+", " ", name.casefold())
+    # Some marketplaces write RTXA4000 and GTX1080 in one word.
+    spaced = re.sub(r"\b([rg]tx)(?=[a-z]?\d)", r"\1 ", spaced)
     split = " ".join(_JOINED.sub(r" \1", word) for word in spaced.split())
     # The V100S is the V100 with faster memory; marketplaces sell it under both names.
     split = split.replace("v100s", "v100")

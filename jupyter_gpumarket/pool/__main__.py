@@ -77,9 +77,7 @@ def add_host(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", action="store_true", help="each GPU is an offer of its own")
     command.add_argument("--login", default="", metavar="NAME", help="a user name that opens the shown key's lease")
     command.add_argument("--gpus", default="", metavar="0,2", help="offer only these GPUs")
-    command.add_argument(
-        "--demo-gpu", default="", metavar="NAME:GIB", help="demos only: a GPU that is listed, not there"
-    )
+    command.add_argument("--demo-gpu", default="", metavar="NAME:GIB", help="for demos: a GPU to be listed with")
     command.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
     command.set_defaults(run=run_host_command)
 

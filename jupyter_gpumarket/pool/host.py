@@ -83,8 +83,8 @@ class Host:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def leases_named(self, name: str, login: str) -> list[HostLease]:
-        """The lease with this id; all of them for the common `login` name, where the host has one."""
-        if login and name == login:
+        """The lease with this id; all of them for a common `login` name (some, with commas), where the host has one."""
+        if name and name in login.split(","):
             return list(self._leases.values())
         return [lease for lease in (self._leases.get(name),) if lease is not None]
 

@@ -126,9 +126,10 @@ async def serve(options: Options, pool: Marketplace) -> None:
         raise ConfigError(f"there is no stand-in for {', '.join(unknown)}; there are: {', '.join(STAND_INS)}")
     clock = SystemClock()
     servers, told = [], {}
+    yards: list[Yard] = []
     for name in options.names:
         key, faults = new_key(name), FaultBoard()
-        yard = Yard(pool, clock, faults, boot_s=options.boot_s)
+        yard = Yard(pool, clock, faults, boot_s=options.boot_s, yards=yards)
         server = Server(STAND_INS[name](yard, faults, Secret(key), options.figures), clock, latency_s=options.latency_s)
         servers.append(server)
         told[name] = Told(url=server.url, key=key, control_token=server.control_token)

@@ -78,7 +78,18 @@ class SimRental:
 class Yard:
     """Rents, watches and ends. `boot_s` is how long a machine seems to start, beside what the pool needs."""
 
-    def __init__(self, pool: Marketplace, clock: Clock, faults: FaultBoard, *, boot_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        pool: Marketplace,
+        clock: Clock,
+        faults: FaultBoard,
+        *,
+        boot_s: float = 1.0,
+        yards: list[Yard] | None = None,
+    ) -> None:
+        # Yards on one pool share this list: a host that one has just sold is not offered by the others.
+        self._yards = [] if yards is None else yards
+        self._yards.append(self)
         self._pool = pool
         self._clock = clock
         self._faults = faults
@@ -90,8 +101,9 @@ class Yard:
 
     async def free(self) -> list[Offer]:
         """The hosts that the pool offers now and that nobody here is about to get."""
-        taken = {rental.offer.offer_id for rental in self.rentals.values() if rental.phase is not Phase.ENDED}
         offers = await self._pool.offers(OfferQuery())
+        everybody = [rental for yard in self._yards for rental in yard.rentals.values()]
+        taken = {rental.offer.offer_id for rental in everybody if rental.phase is not Phase.ENDED}
         return [offer for offer in offers if offer.offer_id not in taken]
 
     def now_ms(self) -> int:
