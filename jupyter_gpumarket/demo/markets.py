@@ -22,7 +22,7 @@ from jupyter_gpumarket.cli.market import wait_ended
 from jupyter_gpumarket.cli.tables import safe, text_table
 from jupyter_gpumarket.client import Client, connect
 from jupyter_gpumarket.config import folders, private_folder, write_private
-from jupyter_gpumarket.demo.stage import Stage, say, wait_for
+from jupyter_gpumarket.demo.stage import HOSTS, Stage, say, wait_for
 from jupyter_gpumarket.errors import ConfigError, GpuMarketError
 from jupyter_gpumarket.marketplaces.registry import MARKETPLACES
 from jupyter_gpumarket.models import ENDED_RUNS, ENDED_STATES, LeaseRequest, LeaseState, OfferQuery, Owner, Record
@@ -35,7 +35,7 @@ T = TypeVar("T")
 AT_ONCE = 2
 PATIENCE_S = 180.0
 GPU = "NVIDIA L4:24"
-SECONDS = 8
+SECONDS = 3
 CODE = f"import platform, time\ntime.sleep({SECONDS})\nprint('a cell ran on', platform.node(), 6 * 7)"
 # Impatient where real marketplaces ask for patience. An adapter takes of these what it has.
 OPTIONS: dict[str, Any] = {
@@ -95,6 +95,9 @@ class FaultRow(Record, frozen=True, kw_only=True):
 class MarketStage(Stage):
     """A pool, a stand-in for each of these marketplaces on it, and settings that point at them."""
 
+    # One price: where machines are listed by kind, the going of a cheaper one would make the kind dearer meanwhile.
+    hosts = tuple((name, "0.36", region) for name, _, region in HOSTS)
+
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         super().__init__(folder)
         self._names = names
@@ -138,7 +141,9 @@ class MarketStage(Stage):
         (mine,) = [row for row in self.control(name, "GET", "rentals") if row["label"] == view.lease.label]
         theirs = cost_nusd(mine["rate_nusd_hour"], mine["ended_ms"] - (mine["running_ms"] or mine["ended_ms"]))
         words = "the marketplace tells no bill; compared with the stand-in's own book"
-        return msgspec.structs.replace(both, theirs_nusd=theirs, gap_nusd=theirs - both.ours_nusd, explained=words)
+        return msgspec.structs.replace(
+            both, theirs_nusd=theirs, gap_nusd=theirs - both.ours_nusd, explained=words, checked_ms=0
+        )
 
     def rented(self, name: str) -> int:
         """How many machines are really rented there."""
@@ -155,12 +160,16 @@ def settings_of(urls: dict[str, str]) -> str:
         "demo_gpus = true",
         "public_lists = false",
     ]
-    fields = {entry.name: entry.options.__struct_fields__ for entry in MARKETPLACES}
     for name, url in urls.items():
-        taken = {option: value for option, value in OPTIONS.items() if option in fields[name]}
-        lines += ["", f"[marketplaces.{name}]", f"url = {json.dumps(url)}"]
-        lines += [f"{option} = {json.dumps(value)}" for option, value in taken.items()]
+        lines += ["", f"[marketplaces.{name}]"]
+        lines += [f"{option} = {json.dumps(value)}" for option, value in options_of(name, url).items()]
     return "\n".join(lines) + "\n"
+
+
+def options_of(name: str, url: str) -> dict[str, Any]:
+    """What of OPTIONS this marketplace's adapter takes, and its stand-in's URL."""
+    (entry,) = [entry for entry in MARKETPLACES if entry.name == name]
+    return {"url": url} | {option: OPTIONS[option] for option in entry.options.__struct_fields__ if option in OPTIONS}
 
 
 def tour(folder: Path, wanted: str, faults: bool) -> tuple[int, bool]:
@@ -234,10 +243,13 @@ def _visit(stage: MarketStage, name: str) -> Row:
 
 
 def allowed(view: LeaseView, both: Reconciliation) -> int:
-    """1 % of their bill; or one billing step: a quantum of time, the second that clocks are read to, rounded lines."""
+    """1 % of their bill; or one billing step: a quantum of time, the second that clocks are read to, rounded lines.
+
+    Where the marketplace tells no bill, nor from when it counts, its start is seen to two seconds.
+    """
     offer = view.lease.offer
     assert offer is not None
-    step_s = max(1, offer.billing.quantum_s) + 1
+    step_s = max(1, offer.billing.quantum_s) + (1 if both.checked_ms else 3)
     quantum = -(-view.lease.price_nusd_hour * step_s // 3600)
     return max(both.theirs_nusd // 100, quantum + LINE_NUSD.get(offer.marketplace, 0) * LINES)
 

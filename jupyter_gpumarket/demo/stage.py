@@ -46,6 +46,8 @@ url = "{url}"
 class Stage:
     """A context manager: on entering, a pool is running and configured; on leaving, nothing is rented or running."""
 
+    hosts = HOSTS
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -86,7 +88,7 @@ class Stage:
         )
         token_file = self._folder / "join.token"
         write_private(token_file, facts["join_token"].encode())
-        for name, price, region in HOSTS:
+        for name, price, region in self.hosts:
             options = ["--registry", facts["url"], "--token-file", str(token_file), "--name", name]
             options += ["--folder", str(private_folder(self._folder / name)), "--price", price, "--region", region]
             self._run(f"host-{name}", "pool", "host", *options, *host_options)
