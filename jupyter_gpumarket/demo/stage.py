@@ -46,7 +46,7 @@ url = "{url}"
 class Stage:
     """A context manager: on entering, a pool is running and configured; on leaving, nothing is rented or running."""
 
-    hosts = HOSTS
+    hosts: tuple[tuple[str, str, str], ...] = HOSTS
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

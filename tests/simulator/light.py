@@ -42,12 +42,11 @@ from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.nodes.compare import Gpu, ProbeReport, compare
 from jupyter_gpumarket.offers import Catalogue
 from jupyter_gpumarket.simulator.faults import Arming, Fault, FaultBoard
-from jupyter_gpumarket.simulator.process import STAND_INS
+from jupyter_gpumarket.simulator.process import STAND_INS, new_key
 from jupyter_gpumarket.simulator.web import Server
 from jupyter_gpumarket.simulator.yard import Phase, Yard
 from tests.leases.fakes import FakeKeys, MemoryStore
 
-KEY = "key-of-the-simulated-account-9f31c2"
 PATIENT = Policy(
     poll_boot_s=0.05,
     poll_ready_s=0.1,
@@ -241,9 +240,10 @@ async def light(name: str, *, hosts: int = 2, boot_s: float = 0.1, policy: Polic
     clock, faults = SystemClock(), FaultBoard()
     pool = LightPool(port.sockets[0].getsockname()[1], hosts)
     yard = Yard(pool, clock, faults, boot_s=boot_s)  # type: ignore[arg-type]
-    server = Server(STAND_INS[name](yard, faults, Secret(KEY), *(False,)), clock)
+    key = Secret(new_key(name))
+    server = Server(STAND_INS[name](yard, faults, key, *(False,)), clock)
     (entry,) = [entry for entry in MARKETPLACES if entry.name == name]
-    market = entry.factory(msgspec.convert(options_of(name, server.url), entry.options), Secret(KEY))
+    market = entry.factory(msgspec.convert(options_of(name, server.url), entry.options), key)
     store, clusters = MemoryStore(clock), LightClusters()
     engine = LeaseEngine(
         store=store,

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 
+from jupyter_gpumarket.demo.markets import LINE_NUSD, LINES
 from jupyter_gpumarket.models import ENDED_STATES, Lease, LeaseState, Record
 from jupyter_gpumarket.simulator.faults import Fault
 from jupyter_gpumarket.simulator.process import STAND_INS
@@ -64,10 +65,10 @@ async def lived(name: str, fault: Fault) -> Outcome:
 
 
 def allowed(market: Light, lease: Lease) -> int:
-    """For each rental: what our sight is off by, one quantum of time, and half a cent of rounded lines."""
+    """For each rental: what our sight is off by, one quantum of time, and what rounded lines make."""
     rentals = [*(a.offer for a in lease.attempts if a.rental_id), lease.offer if lease.rental_id else None]
-    each = [o.price_nusd_hour * (o.billing.quantum_s + SEEN_TO_S) // 3600 + 5_000_000 for o in rentals if o is not None]
-    return sum(each)
+    each = [o.price_nusd_hour * (o.billing.quantum_s + SEEN_TO_S) // 3600 for o in rentals if o is not None]
+    return sum(each) + len(each) * LINES * LINE_NUSD.get(market.market.name, 0)
 
 
 @pytest.mark.parametrize("fault", Fault)
