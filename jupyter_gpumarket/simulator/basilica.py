@@ -8,6 +8,8 @@ import uuid
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from jupyter_gpumarket.clock import iso_utc
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.models import Offer
@@ -89,8 +91,15 @@ class BasilicaStandIn:
     def _is_gpu(self, offer: Offer) -> bool:
         return bool(offer.gpu_count) or self.faults.is_armed(Fault.WRONG_GPU)
 
+    def _sold_as(self, offer: Offer) -> Offer:
+        """The host as it is listed; WRONG_GPU gives it the GPU that hosts without one are listed with."""
+        wrong = self.faults.is_armed(Fault.WRONG_GPU)
+        return msgspec.structs.replace(offer, gpu_count=0) if wrong else offer
+
     async def _gpu_prices(self, call: Call) -> Reply:
-        rows = [gpu_row(offer, self.yard.now_ms()) for offer in await self.yard.free() if self._is_gpu(offer)]
+        rows = [
+            gpu_row(self._sold_as(offer), self.yard.now_ms()) for offer in await self.yard.free() if self._is_gpu(offer)
+        ]
         if self._show_figures and call.query.get("available_only") != "true":
             rows.append(sold_out(self.yard.now_ms()))
         if wanted := call.query.get("region"):

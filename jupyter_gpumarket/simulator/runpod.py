@@ -7,6 +7,8 @@ import secrets
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from jupyter_gpumarket.clock import iso_utc
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.models import Offer
@@ -104,7 +106,7 @@ class RunpodStandIn:
         free = await self.yard.free() if cloud == "SECURE" else []
         types: dict[str, dict[str, Any]] = {}
         for offer in free:
-            row = gpu_type(offer)
+            row = gpu_type(self._sold_as(offer))
             known = types.setdefault(row["id"], row)
             known["price"]["secure"] = min(known["price"]["secure"], row["price"]["secure"])
         if self._show_figures:
@@ -112,13 +114,18 @@ class RunpodStandIn:
                 types.setdefault(f"NVIDIA {figure.gpu_raw}", sold_out(figure.gpu_raw, round(figure.vram_gib)))
         return Reply(body={"gpus": list(types.values())}, headers=LIMITS)
 
+    def _sold_as(self, offer: Offer) -> Offer:
+        """The host as it is listed; WRONG_GPU gives it the GPU that hosts without one are listed with."""
+        wrong = self.faults.is_armed(Fault.WRONG_GPU)
+        return msgspec.structs.replace(offer, gpu_count=0) if wrong else offer
+
     async def _create(self, call: Call) -> Reply:
         body = call.body()
         refused = wrong(body)
         if refused is not None:
             return refused
         gpu = body["gpu"]
-        fitting = [offer for offer in await self.yard.free() if gpu_type(offer)["id"] == gpu["id"]]
+        fitting = [offer for offer in await self.yard.free() if gpu_type(self._sold_as(offer))["id"] == gpu["id"]]
         centers = body.get("dataCenterIds") or [CENTER[0]]
         if (
             self.faults.take(Fault.SOLD_TWICE)
@@ -203,7 +210,7 @@ class RunpodStandIn:
             "ports": rental.extra["ports"],
             "env": rental.extra["env"],
             "registry": None,
-            "gpu": {"id": gpu_type(rental.offer)["id"], "count": 1},
+            "gpu": {"id": gpu_type(self._sold_as(rental.offer))["id"], "count": 1},
             "cloud": "SECURE",
             "dataCenterId": CENTER[0],
             "cudaVersion": "12.8",

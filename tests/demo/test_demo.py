@@ -22,6 +22,21 @@ DEMO_S = 240.0
 COST_LINE = re.compile(r"\$0\.\d{6,9}")
 
 
+def still_there(folder: Path) -> list[psutil.Process]:
+    """All processes that belong to a demo, by its folder in their command line or environment."""
+    mine = str(folder)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and (
+                mine in " ".join(process.cmdline()) or any(mine in v for v in process.environ().values())
+            ):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
 class Demo:
     """A running `jupyter gpumarket demo` in a folder of its own."""
 
@@ -44,18 +59,7 @@ class Demo:
         return self.process.wait(DEMO_S)
 
     def members(self) -> list[psutil.Process]:
-        """All processes that belong to this demo, by its folder in their command line or environment."""
-        mine = str(self.folder)
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.pid != os.getpid() and (
-                    mine in " ".join(process.cmdline()) or any(mine in v for v in process.environ().values())
-                ):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return still_there(self.folder)
 
     def pid_of(self, module: str) -> int:
         return next(p.pid for p in self.members() if f"jupyter_gpumarket.{module}" in " ".join(p.cmdline()))

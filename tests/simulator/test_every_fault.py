@@ -16,6 +16,8 @@ from tests.simulator.light import Light, light
 pytestmark = pytest.mark.timeout(120)
 # Met by any call, so they are armed again for the release.
 OF_ANY_CALL = frozenset({Fault.TOO_MANY_CALLS, Fault.SERVER_ERROR, Fault.MALFORMED})
+# These tell a rental's price on no reply, so that a dearer one shows on the bill alone.
+PRICE_UNTOLD = frozenset({"dispersed"})
 # What our own sight of a rental's begin and end may be off by.
 SEEN_TO_S = 4
 
@@ -79,6 +81,12 @@ def test_every_fault_ends_with_nothing_rented(name: str, fault: Fault) -> None:
     if isinstance(end, BaseException):
         raise end
     assert end.happened
+    assert end.lease.state is LeaseState.FAILED or "seen enough" in end.lease.reason
+    if fault is Fault.WRONG_GPU:
+        assert end.lease.state is LeaseState.FAILED
+        assert all("not as sold" in attempt.reason for attempt in end.lease.attempts)
+    if fault is Fault.DEARER and name not in PRICE_UNTOLD:
+        assert "dearer than agreed" in end.lease.attempts[0].reason
     assert end.lease.state in ENDED_STATES
     assert end.left == []
     assert end.theirs_nusd is None or abs(end.ours_nusd - end.theirs_nusd) <= end.allowed_nusd, end
