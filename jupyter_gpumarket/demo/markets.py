@@ -48,6 +48,7 @@ OPTIONS: dict[str, Any] = {
     "memory_gib": 1,
     "bid_wait_s": 5.0,
     "bid_poll_s": 0.2,
+    "ssh_user": "root",
 }
 # What a bill's smallest step is, beside its time quantum: lines are rounded so in the marketplace's own records.
 LINE_NUSD = {"vast": usd("0.001")}
