@@ -86,7 +86,6 @@ class BasilicaMarketplace:
         self._http = MarketplaceHttp(NAME, options.url, key=key, rate=options.calls_per_s, burst=10, clock=self._clock)
         # From the key's registration to the answer of the create call nobody else may change it.
         self._key_in_use = asyncio.Lock()
-        self._rented_ms: dict[str, int] = {}
 
     @property
     def name(self) -> str:
@@ -134,17 +133,15 @@ class BasilicaMarketplace:
             started: Started = await self._http.call(
                 "POST", f"{PATHS[kind]}/start", Started, body=body, may_cost=True, judge=judge_create
             )
-        rental_id = f"{kind}.{started.rental_id}"
-        self._rented_ms[rental_id] = self._clock.now_ms()
         return Rental(
             marketplace=NAME,
-            rental_id=rental_id,
+            rental_id=f"{kind}.{started.rental_id}",
             label=label,
             status=RentalStatus.PENDING,
             price_nusd_hour=None if started.hourly_cost is None else price_nusd(NAME, started.hourly_cost),
             kind=quote.kind,
             machine_id=quote.offer.machine_id,
-            created_ms=self._rented_ms[rental_id],
+            created_ms=self._clock.now_ms(),
         )
 
     async def find(self, label: str) -> Rental | None:
@@ -155,21 +152,15 @@ class BasilicaMarketplace:
         return [rental for rental in await self._listed() if rental.status is not RentalStatus.GONE]
 
     async def rental(self, rental_id: str) -> Rental:
-        """Looked for in the listings, which may lag behind the create call."""
+        """Looked for in the listings: there is no page of one alone."""
         found = next((rental for rental in await self._listed() if rental.rental_id == rental_id), None)
-        if found is not None:
-            return found
-        age_ms = self._clock.now_ms() - self._rented_ms.get(rental_id, 0)
-        status = RentalStatus.PENDING if age_ms < self._options.listing_lag_s * 1000 else RentalStatus.GONE
-        words = "Basilica does not list it" + (" yet" if status is RentalStatus.PENDING else "")
-        return Rental(marketplace=NAME, rental_id=rental_id, label="", status=status, detail=words)
+        return gone(rental_id) if found is None else found
 
     async def release(self, rental_id: str) -> None:
         kind, _, their_id = rental_id.partition(".")
         if kind in PATHS and their_id:
             path = f"{PATHS[kind]}/{safe(their_id)}/stop"
             await self._http.call("POST", path, None, body={}, may_cost=True, urgent=True, absent=STOPPED_ALREADY)
-        self._rented_ms.pop(rental_id, None)
 
     async def set_deadline(self, rental_id: str, deadline_ms: int) -> None:
         """Basilica has no timer of its own; the node's watchdog has."""
@@ -303,6 +294,13 @@ def rental_of(row: Listed, kind: str) -> Rental:
         billed_from_ms=created_ms,
         ended_ms=None if row.stopped_at is None else in_ms(row.stopped_at),
         detail="" if status in (RentalStatus.PENDING, RentalStatus.RUNNING) else f"Basilica says {told[:50]}",
+    )
+
+
+def gone(rental_id: str) -> Rental:
+    """What Basilica does not list (any more)."""
+    return Rental(
+        marketplace=NAME, rental_id=rental_id, label="", status=RentalStatus.GONE, detail="Basilica does not list it"
     )
 
 

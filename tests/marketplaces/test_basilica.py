@@ -200,22 +200,6 @@ async def test_states_are_told_truthfully(world: World, case: tuple[dict[str, An
         assert rental.address == NodeAddress(host="203.0.113.9", port=22, user="ubuntu")
 
 
-async def test_a_new_rental_may_be_missing_from_the_listing(stand: Standing) -> None:
-    """As long as the listing may lag, what was just rented is starting, not gone; after a release it is gone."""
-    options = BasilicaOptions(url=stand.world.proxy.url, calls_per_s=1000, listing_lag_s=60)
-    market = BasilicaMarketplace(options, Secret(KEY))
-    quote = await market.quote((await market.offers(OfferQuery()))[0])
-    rented = await market.rent(quote, label=new_label(), ssh_public_key=stand.world.ssh_public_key, deadline_ms=0)
-    nothing = msgspec.json.encode({"rentals": [], "total_count": 0})
-    stand.world.proxy.trouble = Trouble(lambda m, p: p.endswith("rentals"), body=nothing)
-    before = await market.rental(rented.rental_id)
-    await market.release(rented.rental_id)
-    after = await market.rental(rented.rental_id)
-    await market.aclose()
-
-    assert (before.status, after.status) == (RentalStatus.PENDING, RentalStatus.GONE)
-
-
 async def test_the_bill_is_found_behind_many_others(world: World) -> None:
     """Usage comes in pages; amounts are texts and kept to the nano-dollar."""
     rental = await world.rent(new_label())
