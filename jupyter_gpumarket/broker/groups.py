@@ -32,7 +32,7 @@ from jupyter_gpumarket.broker.names import FITS
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.errors import GpuMarketError, NodeError
 from jupyter_gpumarket.journal import NewEntry
-from jupyter_gpumarket.models import ENDED_STATES, Lease, LeaseGoal, LeaseRequest, LeaseState
+from jupyter_gpumarket.models import ENDED_STATES, CellRun, Lease, LeaseGoal, LeaseRequest, LeaseState, RunStatus
 from jupyter_gpumarket.money import MAX_NUSD
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Store(Protocol):
     def append(self, entries: Sequence[NewEntry]) -> list[JournalLine]: ...
     def entries(self, *, kinds: Any = None) -> list[JournalLine]: ...
     def leases(self, *, open_only: bool = False) -> list[Lease]: ...
+    def runs(self, *, lease_id: str) -> list[CellRun]: ...
 
 
 class Market(Protocol):
@@ -340,7 +341,9 @@ class Groups:
         view = group.dask
         workers = [w for w in view.workers if w.lease_id == lease.lease_id] if view is not None else []
         processing = sum(worker.processing for worker in workers)
-        if processing or lease.state not in WORKING or view is None or view.state != "running":
+        # Cells and maps work on a node without Dask knowing of it.
+        is_running = any(run.status is RunStatus.RUNNING for run in self._store.runs(lease_id=lease.lease_id))
+        if processing or is_running or lease.state not in WORKING or view is None or view.state != "running":
             group.idle_since_s.pop(lease.lease_id, None)
             idle_s = None
         else:

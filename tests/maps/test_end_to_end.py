@@ -176,7 +176,8 @@ def test_a_map_goes_on_over_a_restart_of_the_kernel_and_can_be_stopped_and_resum
     told = kernel.must_run("import jupyter_gpumarket as gm\nprint(list(gm.maps()[0]) == list(range(1, 91)))")
     assert told.stdout == "True\n"
     again = [item for item, runs in runs_of(marks).items() if runs > 1]
-    assert len(again) <= 3, "only what ran when it was stopped was run again"
+    # On each node one ran, and one may just have ended.
+    assert len(again) <= 6, "only what ran when it was stopped was run again"
 
 
 def test_data_goes_to_a_node_once_and_is_used_by_its_name(kernel: RealKernel, tmp_path: Path) -> None:
@@ -219,6 +220,21 @@ def test_an_item_that_kills_its_worker_is_named_and_the_rest_goes_on(lab: Runnin
     assert (poisoned.state, poisoned.tries) == ("poisoned", 3)
     assert "SIGKILL" in found.errors[3]
     assert "longer than its 1 s" in found.errors[5]
+
+
+def test_a_node_whose_part_is_interrupted_leaves_and_the_others_finish(lab: RunningPool, door: Client) -> None:
+    """What a budget does at its end: the node's part ends as interrupted, its items go to the others."""
+    cluster, view = start(door, "import time\ntime.sleep(0.05)\nitem", 90)
+    view = lab.wait_until(
+        lambda: (v := cluster.map_news(view.map_id, 0, 1).map) and all(seat.ended for seat in v.seats) and v,
+        "all take part",
+    )
+    cluster.interrupt(view.seats[1].run_id)
+    view = to_the_end(cluster, view)
+    costs = [door.run_cost(seat.run_id, wait_s=5) for seat in view.seats]
+    assert (view.ok, view.seats[1].state) == (90, "left")
+    assert [cost.run.status.value for cost in costs] == ["ok", "interrupted", "ok"]
+    assert all(cost.amount_nusd > 0 for cost in costs)
 
 
 def test_a_machine_that_computes_wrongly_is_found(lab: RunningPool, door: Client) -> None:
@@ -283,7 +299,7 @@ def test_a_killed_host_costs_only_its_running_items(lab: RunningPool, door: Clie
     assert all(seat.ended > 3 for seat in view.seats), "each node, also the lost one, had its share"
     again = [item for item, runs in runs_of(marks).items() if runs > 1]
     # One ran, and some had just ended and their word was still under way.
-    assert len(again) <= 4, again
+    assert len(again) <= 6, again
 
 
 def kill_host(lab: RunningPool, number: int) -> None:

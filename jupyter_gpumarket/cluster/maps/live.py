@@ -36,6 +36,8 @@ GATHER_S = 0.005
 SAVE_EVERY_S = 0.2
 # A node that is silent for so long is not waited for by nodes that have nothing to do.
 PATIENCE_S = 5.0
+# So long a new process waits for what nodes of before have to tell: sharing out earlier would run things twice.
+RECALL_S = 20.0
 CHECKERS = 2
 STATUSES = frozenset({"ok", "error", "timed_out", "died"})
 PAGE_ITEMS = 2000
@@ -414,7 +416,7 @@ class LiveMap:
     @staticmethod
     def _may_have_more(seat: Seat, now_s: float) -> bool:
         """After a restart of this process: a node that has items we know nothing of, and will soon tell them."""
-        is_silent_long = seat.silent_since_s is not None and now_s - seat.silent_since_s >= PATIENCE_S
+        is_silent_long = seat.silent_since_s is not None and now_s - seat.silent_since_s >= RECALL_S
         return seat.state == "starting" and seat.run.state.started_ms is not None and not is_silent_long
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
