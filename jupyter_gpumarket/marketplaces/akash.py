@@ -75,6 +75,7 @@ MAX_LIST_PAGES = 200
 QUOTE_MS = 240_000
 LONGEST_TIMER_H = 48
 CLOSE_TRIES = 8
+MOST_BLOCKS = 1000
 
 
 class AkashOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,6 +111,7 @@ class AkashMarketplace:
             raise ConfigError("akash: tee is empty, cpu or cpu-gpu; balance_unit is auto, usd or uact")
         self._options = options
         self._clock = clock or SystemClock()
+        self._block_times: dict[int, int] = {}
         self._auctions_closing: set[asyncio.Task[None]] = set()
         self._http = MarketplaceHttp(
             NAME,
@@ -281,7 +283,15 @@ class AkashMarketplace:
 
     async def rental(self, rental_id: str) -> Rental:
         holding = await self._holding(rental_id)
-        return gone(rental_id) if holding is None else self._rental(holding, holding.name or "")
+        if holding is None:
+            return gone(rental_id)
+        rental = self._rental(holding, holding.name or "")
+        lease = next(iter(holding.leases or ()), None)
+        if lease is None:
+            return rental
+        ended = height(lease.closed_on) if rental.status is RentalStatus.GONE else 0
+        began_ms, ended_ms = [await self._known_block_ms(number) for number in (height(lease.created_at), ended)]
+        return msgspec.structs.replace(rental, billed_from_ms=began_ms, ended_ms=ended_ms)
 
     async def release(self, rental_id: str) -> None:
         """Closing a deployment settles its bill, and the rest of the escrow comes back."""
@@ -416,8 +426,22 @@ class AkashMarketplace:
         return max(block.height for block in blocks)
 
     async def _block_ms(self, number: int) -> int:
-        block: Block = await self._http.call("GET", f"/v1/blocks/{number}", Block)
-        return round(block.datetime.timestamp() * 1000)
+        """When a block was made; that never changes."""
+        if number not in self._block_times:
+            block: Block = await self._http.call("GET", f"/v1/blocks/{number}", Block)
+            while len(self._block_times) >= MOST_BLOCKS:
+                del self._block_times[next(iter(self._block_times))]
+            self._block_times[number] = round(block.datetime.timestamp() * 1000)
+        return self._block_times[number]
+
+    async def _known_block_ms(self, number: int) -> int | None:
+        """The same, or None: a rental's state is not kept back for it."""
+        if not number:
+            return None
+        try:
+            return await self._block_ms(number)
+        except GpuMarketError:
+            return None
 
     async def _close_now(self, dseq: str, *, urgent: bool, may_cost: bool = False) -> None:
         path = f"/v1/deployments/{safe(dseq)}"

@@ -195,13 +195,16 @@ async def test_the_bill_is_of_whole_blocks(stand: Standing) -> None:
     (open_bill,) = await stand.market.charges(rental.rental_id)
     await stand.market.release(rental.rental_id)
     (closed,) = await stand.market.charges(rental.rental_id)
+    gone = await stand.market.rental(rental.rental_id)
     per_block = Decimal(350_000) * Decimal("5.883") / 3600
+    blocks = round((closed.end_ms - closed.start_ms) / 5883)
     balance = await stand.market.balance()
 
+    assert (gone.billed_from_ms, gone.ended_ms) == (closed.start_ms, closed.end_ms)
     assert not open_bill.final
     assert closed.final
     assert closed.native_currency == "uact"
-    assert Decimal(closed.native_amount) % per_block < Decimal("0.001")
+    assert abs(Decimal(closed.native_amount) / per_block - blocks) < Decimal("0.00001")
     assert balance is not None
     assert abs(balance.amount_nusd + closed.amount_nusd - usd(100)) <= 1000
 
