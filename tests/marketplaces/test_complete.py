@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from jupyter_gpumarket.config import Folders, Settings
+from jupyter_gpumarket.config import Folders, Secret, Settings
 from jupyter_gpumarket.marketplaces import registry
+from jupyter_gpumarket.simulator.process import STAND_INS, new_key
 from tests.marketplaces.contract import MarketplaceContract
 
 ROOT = Path(__file__).parent.parent.parent
@@ -72,3 +75,40 @@ def test_what_is_skipped_says_why(
 
     assert words in reasons[name]
     assert "pool" not in registry.build(settings, made(tmp_path), environment)
+
+
+def table() -> dict[str, list[str]]:
+    """The rows of the docs' table of marketplaces, by name."""
+    text = (ROOT / "docs" / "marketplaces" / "README.md").read_text("utf-8").split("## What no program")[0]
+    rows = re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \|(.*)\|$", text, re.MULTILINE)
+    assert all(name == page for name, page, _ in rows)
+    return {name: [cell.strip() for cell in cells.split("|")][1:] for name, _, cells in rows}
+
+
+def test_the_docs_table_matches_the_registry() -> None:
+    """One row for each marketplace, in the registry's order, and each says what the adapter says of itself."""
+
+    def word(is_so: bool) -> str:
+        return "yes" if is_so else "no"
+
+    expected = {}
+    for entry in registry.MARKETPLACES:
+        options = msgspec.convert({"url": "http://127.0.0.1:1"}, entry.options)
+        can = entry.factory(options, Secret(new_key(entry.name))).capabilities
+        expected[entry.name] = [
+            *map(word, (can.spot, can.auction, can.own_timer, can.self_stop)),
+            "SSH in a WebSocket" if can.https_only else "SSH",
+            *map(word, (can.charges, entry.lists_without_key, entry.name in STAND_INS)),
+        ]
+
+    assert table() == expected
+    assert list(table()) == [entry.name for entry in registry.MARKETPLACES]
+
+
+@pytest.mark.parametrize("network", ["Aethir", "Gensyn"])
+def test_what_cannot_be_rented_has_an_honest_row(network: str) -> None:
+    """No pretended adapter, and a row that says why and what there is instead."""
+    text = (ROOT / "docs" / "marketplaces" / "README.md").read_text("utf-8").split("## What no program")[1]
+
+    assert network.casefold() not in registry.NAMES
+    assert re.search(rf"^\| \*\*{network}\*\* \| .{{80,}} \| .{{30,}} \|$", text, re.MULTILINE)
