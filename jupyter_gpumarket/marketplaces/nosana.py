@@ -349,6 +349,11 @@ def rental_of(deployment: Deployment, row: JobRow | None, job: Job | None, price
     start_s = job.time_start if job is not None else 0
     ended = status is RentalStatus.GONE and job is not None and job.time_end
     well = status in (RentalStatus.PENDING, RentalStatus.RUNNING)
+    if status is RentalStatus.GONE and job is not None and not job.time_start:
+        # It only ever stood in the queue: no second of it is billed.
+        start_s = ended_s = (in_ms(deployment.created_at) or 0) // 1000
+    else:
+        ended_s = job.time_end if ended and job is not None else 0
     return Rental(
         marketplace=NAME,
         rental_id=deployment.id,
@@ -359,7 +364,7 @@ def rental_of(deployment: Deployment, row: JobRow | None, job: Job | None, price
         address=address_of(deployment) if status is RentalStatus.RUNNING else None,
         created_ms=in_ms(deployment.created_at),
         billed_from_ms=start_s * 1000 if start_s else None,
-        ended_ms=job.time_end * 1000 if ended and job is not None else None,
+        ended_ms=ended_s * 1000 if ended_s else None,
         detail="" if well else f"Nosana says {deployment.status[:50]}" + (f", job {row.state[:20]}" if row else ""),
     )
 

@@ -40,6 +40,7 @@ from jupyter_gpumarket.models import (
 )
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.nodes.compare import Gpu, ProbeReport, compare
+from jupyter_gpumarket.nodes.tunnel import Tunnel
 from jupyter_gpumarket.offers import Catalogue
 from jupyter_gpumarket.simulator.faults import Arming, Fault, FaultBoard
 from jupyter_gpumarket.simulator.process import STAND_INS, new_key
@@ -161,6 +162,8 @@ class LightClusters:
 
 async def answers(address: NodeAddress) -> bool:
     """Whether what is there speaks SSH."""
+    if address.wss_url:
+        return await answers_through_websocket(address.wss_url)
     try:
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_connection(address.host, address.port)
@@ -170,6 +173,20 @@ async def answers(address: NodeAddress) -> bool:
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False
+
+
+async def answers_through_websocket(url: str) -> bool:
+    try:
+        async with asyncio.timeout(1):
+            tunnel = await Tunnel.open(url, timeout_s=1)
+            try:
+                tunnel.socket.settimeout(0)
+                return await asyncio.get_running_loop().sock_recv(tunnel.socket, 4) == b"SSH-"
+            finally:
+                tunnel.abort()
+                tunnel.socket.close()
     except (OSError, TimeoutError):
         return False
 
