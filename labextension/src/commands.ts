@@ -164,7 +164,7 @@ function cellCommands(desk: Desk, cells: Cells): Readonly<Record<string, Command
   return {
     [ids.runOnGpu]: {
       label: words.__('Run This Cell on a GPU'),
-      caption: words.__('Put %%gpu on the active cell, so that it runs on a rented machine'),
+      caption: words.__('Put %1 on the active cell, so that it runs on a rented machine', '%%gpu'),
       icon: icons.play,
       describedBy: NOTHING,
       isEnabled: () => cells.isCode,

@@ -1,14 +1,14 @@
 /** Words for people, in the reader's language: what JupyterLab's translation bundles can do, as far as we use it. */
 
 export interface Words {
-  /** A sentence; %1, %2 ... are replaced by the arguments. */
+  /** A sentence; %1, %2 ... are replaced by the arguments, and %% by %: what needs two comes as an argument. */
   __(text: string, ...values: (string | number)[]): string;
   /** Singular or plural by a number, which is also %1. */
   _n(one: string, many: string, n: number, ...values: (string | number)[]): string;
 }
 
 function filled(text: string, values: readonly (string | number)[]): string {
-  return text.replace(/%(\d+)/g, (whole, digits: string) => String(values[Number(digits) - 1] ?? whole));
+  return text.replace(/%(%|\d+)/g, (whole, what: string) => (what === '%' ? '%' : String(values[Number(what) - 1] ?? whole)));
 }
 
 /** English as it is written in the source: for the widget, for tests, and where no translator is there. */

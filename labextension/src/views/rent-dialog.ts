@@ -172,7 +172,7 @@ function following(props: RentProps, view: LeaseView): TemplateResult {
       ${words.__('So far %1 of %2.', money(view.cost_nusd, currency), money(lease.request.budget_nusd, currency))}
       ${lease.reason && !isReady ? oneLine(lease.reason, 300) : ''}
       ${isReady && !renting.isCancelled
-        ? words.__('Put %%gpu at the top of a cell, and it runs there. It costs from now on, until it is given back.')
+        ? words.__('Put %1 at the top of a cell, and it runs there. It costs from now on, until it is given back.', '%%gpu')
         : ''}
     </p>
     <p class="gm-Dialog-trouble" role="alert">${oneLine(renting.trouble, 400)}</p>

@@ -45,7 +45,7 @@ export function running(props: RunningProps): TemplateResult {
   if (now.leases.length === 0 && orphans.length === 0) {
     return empty(
       words.__('Nothing is rented'),
-      words.__('Nothing bills now. Rent a GPU from the offers, or run a cell that begins with %%gpu.'),
+      words.__('Nothing bills now. Rent a GPU from the offers, or run a cell that begins with %1.', '%%gpu'),
       button(words.__('Find a GPU'), () => wishes.rent(), { kind: 'main' })
     );
   }
