@@ -71,8 +71,10 @@ def encode_output(namespace: dict[str, Any], name: str, path: str) -> dict[str, 
     try:
         from jupyter_gpumarket import codecs
 
-        encoded = codecs.encode(namespace[name])
-        Path(path).write_bytes(encoded.data)
+        codec = codecs.encode_into(namespace[name], Path(path))
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
     except KeyboardInterrupt:
         return {"name": name, "error": f"interrupted while {name!r} was encoded"}
     except Exception as error:  # noqa: BLE001 - encoding may run the user's own code, which may raise anything
@@ -81,5 +83,4 @@ def encode_output(namespace: dict[str, Any], name: str, path: str) -> dict[str, 
             "name": name,
             "error": f"{name!r} (of type {kind.__module__}.{kind.__qualname__}) cannot be brought back: {error}",
         }
-    digest = hashlib.sha256(encoded.data).hexdigest()
-    return {"name": name, "codec": encoded.codec, "size": len(encoded.data), "sha256": digest}
+    return {"name": name, "codec": codec, "size": size, "sha256": digest}

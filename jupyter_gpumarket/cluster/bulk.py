@@ -7,9 +7,11 @@ end and what has arrived stays where it is. What goes wrong here is no error: th
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import IO, Literal
 
 from jupyter_gpumarket.errors import NodeError
 from jupyter_gpumarket.wire.bulk import BULK_BYTES, receive_command, send_command
@@ -18,6 +20,7 @@ from jupyter_gpumarket.wire.peer import Reader, Writer
 logger = logging.getLogger(__name__)
 
 PIECE_BYTES = 1024 * 1024
+BATCH_BYTES = 4 * 1024 * 1024
 # A command that says nothing for so long does not work on this node.
 ANSWER_S = 30.0
 
@@ -36,36 +39,72 @@ class Bulk:
         """Whether so many bytes go this way."""
         return size >= BULK_BYTES
 
-    async def send(self, path: Path, sha256: str, size: int) -> bool:
-        """Bring a file's bytes to the node, from where an earlier try ended; whether they are there, unchecked."""
+    async def send(self, path: Path, sha256: str, size: int) -> Literal["no", "there", "checked"]:
+        """Bring a file's bytes to the node, from where an earlier try ended; whether the node has hashed them."""
         try:
             reader, writer = await self._run(lambda folder: receive_command(folder, sha256, size))
             try:
                 have = int(await asyncio.wait_for(_line(reader), ANSWER_S))
                 await _write(path, have, writer)
-                return await _line(reader) == b"done"
+                told = await _line(reader)
+                return "checked" if told == sha256.encode() else "there" if told == b"done" else "no"
             finally:
                 writer.close()
         except (NodeError, OSError, TimeoutError, ValueError) as error:
             logger.info("a large input goes through the channel: %s", error or type(error).__name__)
-            return False
+            return "no"
 
-    async def fetch(self, run_id: str, name: str, size: int, part: Path) -> None:
-        """Append to a file what is missing of an output, as far as it comes."""
+    async def fetch(self, run_id: str, name: str, size: int, part: Path) -> str:
+        """Append to a file what is missing of an output, as far as it comes.
+
+        Returns the SHA-256 of the file when all of it came in this one go, else nothing.
+        """
         here = part.stat().st_size if part.exists() else 0
         if not 0 <= here < size:
-            return
+            return ""
         try:
             reader, writer = await self._run(lambda folder: send_command(folder, run_id, name, here))
             try:
                 with part.open("ab") as file:
-                    while here < size and (piece := await asyncio.wait_for(reader.read(PIECE_BYTES), ANSWER_S)):
-                        file.write(piece[: size - here])
-                        here += len(piece)
+                    came, found = await _keep(reader, file, size - here)
             finally:
                 writer.close()
         except (NodeError, OSError, TimeoutError) as error:
             logger.info("a large output goes through the channel: %s", error or type(error).__name__)
+            return ""
+        return found if came == size else ""
+
+
+async def _keep(reader: Reader, file: IO[bytes], most: int) -> tuple[int, str]:
+    """Write what comes into a file; how much it was, and its SHA-256.
+
+    Raises:
+        TimeoutError: nothing came for some time; what came before is in the file.
+    """
+    loop = asyncio.get_running_loop()
+    digest, came = hashlib.sha256(), 0
+
+    def keep(pieces: list[bytes]) -> None:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+
+    pieces: list[bytes] = []
+    held = 0
+    try:
+        async with asyncio.timeout(ANSWER_S) as patience:
+            while came < most and (piece := await reader.read(PIECE_BYTES)):
+                patience.reschedule(loop.time() + ANSWER_S)
+                pieces.append(piece[: most - came])
+                came += len(pieces[-1])
+                held += len(pieces[-1])
+                if held >= BATCH_BYTES:
+                    # In a thread, so that the next bytes are decrypted meanwhile.
+                    await asyncio.to_thread(keep, pieces)
+                    pieces, held = [], 0
+    finally:
+        keep(pieces)
+    return came, digest.hexdigest()
 
 
 async def _write(path: Path, offset: int, writer: Writer) -> None:

@@ -84,11 +84,11 @@ class OutputFetcher:
     async def _bring(self, output: ExpectedOutput, path: Path) -> None:
         part = path.with_suffix(".part")
         try:
-            await self._receive(output, part)
+            found = await self._receive(output, part)
             part.touch(0o600)
             # Side by side: each of them takes seconds for a large result.
             await asyncio.gather(
-                asyncio.to_thread(_check_hash, output, part),
+                asyncio.to_thread(_check_hash, output, part, found),
                 asyncio.to_thread(verify_in_child, output.codec, part),
                 asyncio.to_thread(_force, part),
             )
@@ -97,10 +97,14 @@ class OutputFetcher:
             raise
         part.replace(path)
 
-    async def _receive(self, output: ExpectedOutput, part: Path) -> None:
+    async def _receive(self, output: ExpectedOutput, part: Path) -> str:
+        """Bring the bytes; their SHA-256 when it was taken on the way."""
         self._name, self._size, self._part = output.name, output.size, part
+        found = ""
         if self._bulk is not None and self._bulk.is_for(output.size):
-            await self._bulk.fetch(self._run.run_id, output.name, output.size, part)
+            found = await self._bulk.fetch(self._run.run_id, output.name, output.size, part)
+        if found:
+            return found
         here = part.stat().st_size if part.exists() else 0
         if here > output.size:
             part.unlink()
@@ -108,19 +112,19 @@ class OutputFetcher:
         self._done = asyncio.get_running_loop().create_future()
         await self._send(GetOutput(run_id=self._run.run_id, name=output.name, offset=here))
         await self._done
+        return ""
 
 
-def _check_hash(output: ExpectedOutput, part: Path) -> None:
-    """Whether the bytes are those announced; blocks.
+def _check_hash(output: ExpectedOutput, part: Path, found: str) -> None:
+    """Whether the bytes are those announced; blocks, unless their hash was found on the way.
 
     Raises:
         CodecError: they are not.
     """
-    digest = hashlib.sha256()
-    with part.open("rb") as file:
-        while piece := file.read(1024 * 1024):
-            digest.update(piece)
-    if digest.hexdigest() != output.sha256:
+    if not found:
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != output.sha256:
         raise CodecError(f"{output.name} did not arrive as it was announced: its SHA-256 differs")
 
 

@@ -206,10 +206,11 @@ class Talk:
     async def _send_bulk(self, path: Path, sha256: str, size: int) -> bool:
         """Bring a large input over beside the channel; whether the agent has it now."""
         assert self._bulk is not None
-        if not await self._bulk.send(path, sha256, size):
+        outcome = await self._bulk.send(path, sha256, size)
+        if outcome == "no":
             return False
         taken = self._storing[sha256] = asyncio.get_running_loop().create_future()
-        await self._peer.send(TakeBlob(sha256=sha256, size=size))
+        await self._peer.send(TakeBlob(sha256=sha256, size=size, is_checked=outcome == "checked"))
         try:
             await taken
         except BadRequest as error:

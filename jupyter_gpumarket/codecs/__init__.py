@@ -13,6 +13,7 @@ only the agent opens.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -32,6 +33,7 @@ __all__ = [
     "decode",
     "encode",
     "encode_input",
+    "encode_into",
     "verify_in_child",
 ]
 
@@ -61,6 +63,24 @@ def encode(value: Any) -> Encoded:
         return _encode(value)
     except CodecError as error:
         raise CodecError(f"{error}. {_WAYS_OUT}") from None
+
+
+def encode_into(value: Any, path: Path) -> str:
+    """Like `encode`, into a file; the codec's tag. A large array is not held in memory a second time.
+
+    Raises:
+        CodecError: as `encode`. OSError: the disk.
+    """
+    if not (tensors.is_tensor(value) or arrays.is_array(value)):
+        encoded = encode(value)
+        path.write_bytes(encoded.data)
+        return encoded.codec
+    try:
+        with path.open("wb") as file:
+            arrays.dump(tensors.as_array(value), file)
+    except CodecError as error:
+        raise CodecError(f"{error}. {_WAYS_OUT}") from None
+    return "npy"
 
 
 def encode_input(value: Any) -> Encoded:

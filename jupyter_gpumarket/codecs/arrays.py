@@ -9,7 +9,7 @@ import io
 import math
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from jupyter_gpumarket.codecs.limits import DEFAULT_LIMITS, Limits
 from jupyter_gpumarket.errors import CodecError
@@ -48,14 +48,23 @@ def dumps(value: Any) -> bytes:
     Raises:
         CodecError: an array of objects or structures, or a subclass that carries more than its numbers.
     """
+    buffer = io.BytesIO()
+    dump(value, buffer)
+    return buffer.getvalue()
+
+
+def dump(value: Any, file: IO[bytes]) -> None:
+    """An array into an npy file, without a copy of it in memory.
+
+    Raises:
+        CodecError: as `dumps`.
+    """
     import numpy as np
 
     if type(value) not in (np.ndarray, np.memmap):
         raise CodecError(f"a numpy {type(value).__name__} has no codec; return np.asarray(...) of it")
     _check_dtype(value.dtype)
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asarray(value), allow_pickle=False)
-    return buffer.getvalue()
+    np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
 
 
 def loads(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[Any, Any]:

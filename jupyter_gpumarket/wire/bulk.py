@@ -15,18 +15,27 @@ BULK_BYTES = 4 * 1024 * 1024
 
 
 class TakeBlob(Message, frozen=True, kw_only=True, tag="take_blob"):
-    """The blob's bytes lie whole in `<sha256>.in`: check them and keep them; answered by `BlobStored`."""
+    """The blob's bytes lie whole in `<sha256>.in`: check them and keep them; answered by `BlobStored`.
+
+    `is_checked`: the node's shell has hashed them while they came, so that only the size is looked at.
+    """
 
     sha256: str
     size: int
+    is_checked: bool = False
 
 
 def receive_command(folder: str, sha256: str, size: int) -> str:
-    """For the node's shell: says how many bytes of a blob are there, takes the others, and says that it has them."""
+    """For the node's shell: says how many bytes of a blob are there, takes the others, and says that it has them.
+
+    Where all come in one go and the node has the program for it, they are hashed on their way, and the hash is said.
+    """
     part = shlex.quote(f"{folder}/blobs/{sha256}.in")
     return (
         f"umask 077; touch {part}; have=$(wc -c <{part}); echo $have; "
-        f"[ $have -ge {size} ] || head -c $(({size} - have)) >>{part}; echo done"
+        f"if [ $have -eq 0 ] && command -v sha256sum >/dev/null; then "
+        f"sum=$(head -c {size} | tee {part} | sha256sum); echo ${{sum%% *}}; else "
+        f"[ $have -ge {size} ] || head -c $(({size} - have)) >>{part}; echo done; fi"
     )
 
 

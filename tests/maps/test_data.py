@@ -92,6 +92,8 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path) -> Non
         done = subprocess.run(argv, input=content[begin:end], capture_output=True, timeout=20, check=True)
         return done.stdout.split()
 
+    assert send(0, 300_000) == [b"0", sha256.encode()], "in one go it is hashed on its way"
+    folder.blob(sha256).with_suffix(".in").unlink()
     assert send(0, 100_000)[0] == b"0"
     blobs = Blobs(folder)
     order = TakeBlob(sha256=sha256, size=len(content))
