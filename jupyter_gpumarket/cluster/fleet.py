@@ -342,8 +342,8 @@ class Fleet:
             if slot in there:
                 self._hurry(there[slot])
             elif not member.is_retiring and member.may_start(slot, now) and self._is_reached(member, scheduler):
-                member.starts += 1
-                name = f"{member.name}-{slot}.{self._record.generation}.{member.starts}"
+                # Never the name of a former one: the scheduler may not have noticed its end yet.
+                name = f"{member.name}-{slot}-{self._rng.getrandbits(32):08x}"
                 process = self._new_process(member, name, slot=slot, gpu=gpu)
                 member.names.add(name)
                 order = plan.worker_order(

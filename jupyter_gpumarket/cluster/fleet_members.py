@@ -41,7 +41,6 @@ class Member:
         self.is_given_up = False
         self.is_retiring = False
         self.met_s = 0.0
-        self.starts = 0
         self.names: set[str] = set()
         self.identity: Identity | None = None
         self._silent_since_s: float | None = None

@@ -15,8 +15,8 @@ from typing import Any
 from jupyter_gpumarket.errors import WireError
 from jupyter_gpumarket.wire.messages import CloseStream, OpenStream, StreamCredit, StreamData
 
-CREDIT_BYTES = 1024 * 1024
-CHUNK_BYTES = 64 * 1024
+CREDIT_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024
 MAX_STREAMS = 1000
 CONNECT_TIMEOUT_S = 10.0
 
@@ -86,7 +86,7 @@ class Streams:
     async def _connect(self, stream: Stream, port: int) -> None:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK_BYTES)
         except OSError as error:
             self._streams.pop(stream.number, None)
             await self._send(CloseStream(stream=stream.number, reason=f"port {port} on the node: {error}"))
@@ -98,7 +98,7 @@ class Streams:
             self._start(self._offer(order.port, reader, writer))
 
         try:
-            server = await asyncio.start_server(accepted, "127.0.0.1", order.port)
+            server = await asyncio.start_server(accepted, "127.0.0.1", order.port, limit=CHUNK_BYTES)
         except OSError as error:
             await self._send(CloseStream(stream=order.stream, reason=f"cannot listen on port {order.port}: {error}"))
             return

@@ -147,7 +147,7 @@ class ClusterUnderTest:
     async def attach(self, host: str, lease_id: str = "lease-1", **fields: Any) -> httpx.Response:
         attach = Attach(
             lease_id=lease_id,
-            name="calm-otter",
+            name=fields.pop("name", "calm-otter"),
             address=fields.pop("address", NodeAddress(host=host, port=22, user="root")),
             key_path=fields.pop("key_path", "/nonexistent"),
             deadline_ms=int(time.time() * 1000) + 3_600_000,

@@ -41,6 +41,7 @@ class DaskCluster:
         await self.process.attach(
             "",
             node.lease_id,
+            name=node.name,
             address=node.sshd.address(host_key=node.sshd.host_key),
             key_path=str(node.sshd.key_path),
         )

@@ -1,0 +1,232 @@
+"""Dask on nodes that reach each other only through the user's side, beside plain Dask and plain SSH, in the same run.
+
+    python -m tests.benchmarks.bench_dask [tasks] [MB]
+
+Three nodes in network namespaces, a worker with one thread each (needs root; without, they share the loopback and the
+relay has nothing to do). Figures depend on the machine; the ratios are what counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+from jupyter_gpumarket.api import Attach
+from jupyter_gpumarket.models import NodeAddress
+from tests.dask.conftest import DaskCluster, running
+from tests.dask.nodes import ClusterNode
+
+ROUNDS = 3
+ONE_WAY_S = 0.02
+TASKS = """
+import time
+def quick(x):
+    return x + 1
+client.gather(client.map(quick, range({tasks}, {tasks} + 200), pure=False))
+times = []
+for turn in range({rounds}):
+    began = time.perf_counter()
+    total = sum(client.gather(client.map(quick, range({tasks}), pure=False)))
+    times.append(time.perf_counter() - began)
+    assert total == sum(range(1, {tasks} + 1))
+print("TIMES", *times)
+"""
+BARE = """
+from distributed import Client, LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=3, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            client.wait_for_workers(3)
+            exec({code!r})
+"""
+MOVE = """
+import time
+import numpy as np
+client.wait_for_workers(3)
+addresses = {{w["name"]: a for a, w in client.scheduler_info()["workers"].items()}}
+names = {names!r}
+def made(turn):
+    return np.random.default_rng(turn).bytes({megabytes} * 1_000_000)
+times = []
+for turn in range({rounds}):
+    there = client.submit(made, turn, workers=[addresses[names[0]]], pure=False)
+    client.submit(lambda x: None, there, workers=[addresses[names[0]]], pure=False).result()
+    began = time.perf_counter()
+    client.submit(len, there, workers=[addresses[names[1]]], pure=False).result()
+    times.append(time.perf_counter() - began)
+    del there
+print("TIMES", *times)
+"""
+
+
+def times_in(text: str) -> float:
+    """The median of what a run printed."""
+    found = re.search(r"TIMES (.*)", text)
+    assert found, text
+    return statistics.median(float(part) for part in found[1].split())
+
+
+def bare(code: str, folder: Path) -> float:
+    """The same code on a cluster of `distributed`'s own on this machine."""
+    program = folder / "bare.py"
+    program.write_text(BARE.format(code=code))
+    done = subprocess.run([sys.executable, str(program)], check=True, capture_output=True, text=True, timeout=600)
+    return times_in(done.stdout)
+
+
+async def in_cell(cluster: DaskCluster, code: str) -> float:
+    """The same code in a cell on the head."""
+    text, view = await cluster.run(code, timeout_s=600)
+    assert view.status == "ok", (text, view.traceback)
+    return times_in(text)
+
+
+class Delayed:
+    """A TCP way to a node's SSH server on which everything takes 20 ms longer in each direction."""
+
+    def __init__(self, node: ClusterNode) -> None:
+        self._node = node
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self) -> NodeAddress:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        return NodeAddress(host="127.0.0.1", port=port, user=self._node.sshd.address().user)
+
+    def close(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._node.sshd.host, self._node.sshd.port)
+        for ends in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._carry(*ends))
+            self._tasks.add(task)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Each piece leaves its time after it came; pieces do not wait for each other."""
+        pieces: deque[tuple[float, bytes]] = deque()
+        news, room = asyncio.Event(), asyncio.Event()
+
+        async def take() -> None:
+            while data := await reader.read(65536):
+                pieces.append((time.perf_counter() + ONE_WAY_S, data))
+                news.set()
+                while len(pieces) > 400:
+                    room.clear()
+                    await room.wait()
+            pieces.append((0.0, b""))
+            news.set()
+
+        taking = asyncio.create_task(take())
+        while True:
+            while not pieces:
+                news.clear()
+                await news.wait()
+            due, data = pieces.popleft()
+            room.set()
+            if not data:
+                break
+            if (left := due - time.perf_counter()) > 0:
+                await asyncio.sleep(left)
+            writer.write(data)
+            await writer.drain()
+        await taking
+        writer.close()
+
+
+async def hairpin(cluster: DaskCluster, megabytes: int) -> float:
+    """The same bytes by OpenSSH: out of one node, through this machine, into another."""
+    one, two = cluster.nodes[:2]
+    out, into = (_ssh(node) for node in (one, two))
+    source = f"head -c {megabytes}000000 /dev/urandom > /tmp/gmd-hairpin; sync"
+    subprocess.run([*out, source], check=True, capture_output=True)
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        reading = subprocess.Popen([*out, "cat /tmp/gmd-hairpin"], stdout=subprocess.PIPE)
+        await asyncio.to_thread(subprocess.run, [*into, "cat > /dev/null"], stdin=reading.stdout, check=True)
+        reading.wait()
+        times.append(time.perf_counter() - began)
+    subprocess.run([*out, "rm /tmp/gmd-hairpin"], check=True, capture_output=True)
+    return statistics.median(times)
+
+
+def _ssh(node: ClusterNode) -> list[str]:
+    options = ["-F", "none", "-i", str(node.sshd.key_path), "-c", "aes128-gcm@openssh.com", "-o", "IdentitiesOnly=yes"]
+    options += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+    return ["ssh", *options, "-p", str(node.sshd.port), f"{node.sshd.address().user}@{node.sshd.host}"]
+
+
+async def on_nodes(folder: Path, tasks: int, megabytes: int) -> tuple[float, float, float]:
+    """Small tasks, bytes from node to node, the same bytes by OpenSSH; seconds."""
+    async for cluster in running(folder, 3, is_apart=True):
+        view = await cluster.until_workers(3)
+        small = await in_cell(cluster, TASKS.format(tasks=tasks, rounds=ROUNDS))
+        names = [next(w.name for w in view.workers if w.lease_id == node.lease_id) for node in cluster.nodes[:2]]
+        moved = await in_cell(cluster, MOVE.format(names=names, megabytes=megabytes, rounds=ROUNDS))
+        return small, moved, await hairpin(cluster, megabytes)
+    raise AssertionError("unreachable")
+
+
+async def with_delay(folder: Path, tasks: int) -> float:
+    """Small tasks with 40 ms from this machine to each node and back."""
+    cluster = DaskCluster(folder)
+    ways: list[Delayed] = []
+    try:
+        cluster.broker.start()
+        await cluster.process.start()
+        for number in range(3):
+            node = ClusterNode(folder / f"n{number}", number, is_apart=True)
+            cluster.nodes.append(node)
+            way = Delayed(node)
+            ways.append(way)
+            attach = Attach(
+                lease_id=node.lease_id,
+                name=node.name,
+                address=await way.listen(),
+                key_path=str(node.sshd.key_path),
+                deadline_ms=int(time.time() * 1000) + 3_600_000,
+                grace_s=900,
+                host_key=node.sshd.host_key,
+            )
+            reply = await cluster.process.call("PUT", f"/v1/nodes/{node.lease_id}", attach)
+            assert reply.status_code == 200, reply.text
+        await cluster.start_dask()
+        await cluster.until_workers(3)
+        return await in_cell(cluster, TASKS.format(tasks=tasks, rounds=ROUNDS))
+    finally:
+        await cluster.process.http.aclose()
+        cluster.broker.stop()
+        cluster.stop()
+        for way in ways:
+            way.close()
+
+
+async def main(tasks: int, megabytes: int) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(prefix="gmd") as scratch:
+        folder = Path(scratch)
+        for name in ("near", "far"):
+            (folder / name).mkdir()
+        plain = await asyncio.to_thread(bare, TASKS.format(tasks=tasks, rounds=ROUNDS), folder)
+        small, moved, hairpinned = await on_nodes(folder / "near", tasks, megabytes)
+        far = await with_delay(folder / "far", tasks)
+    print(f"{tasks} small tasks, bare distributed       {plain:7.2f} s")
+    print(f"{tasks} small tasks, cell on the head       {small:7.2f} s   ratio {plain / small:.2f} of bare")
+    print(f"{tasks} small tasks, 40 ms user to nodes    {far:7.2f} s   {far / small:.2f} times its own without delay")
+    rate, theirs = megabytes / moved, megabytes / hairpinned
+    print(f"{megabytes} MB node to node, Dask over the relay   {rate:7.1f} MB/s")
+    print(f"{megabytes} MB node to node, OpenSSH hairpin       {theirs:7.1f} MB/s   ratio {rate / theirs:.2f}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*(int(text) for text in (sys.argv[1:] + ["2000", "500"][len(sys.argv) - 1 :]))))
