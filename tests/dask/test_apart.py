@@ -136,6 +136,19 @@ async def test_a_cut_link_costs_no_worker(apart: DaskCluster) -> None:
     assert {worker.name for worker in (await apart.view()).workers} == {worker.name for worker in before.workers}
 
 
+async def test_a_killed_cluster_process_costs_no_scheduler(apart: DaskCluster) -> None:
+    """After kill -9 of the user's side the same scheduler goes on; workers that lost it are replaced."""
+    before = await apart.until_workers(3)
+    apart.process.kill()
+    await apart.process.start()
+    await apart.until_workers(3)
+    text, view = await apart.run("print(client.submit(sum, client.map(abs, range(-4, 0))).result())")
+
+    assert view.status is RunStatus.OK, (text, view.traceback, apart.logs())
+    assert text.strip() == "10"
+    assert (await apart.view()).generation == before.generation
+
+
 async def test_a_lost_scheduler_is_replaced_and_said_to_be_lost(apart: DaskCluster) -> None:
     """A new scheduler and new workers come by themselves; `client` is the new one; what is lost is told."""
     before = await apart.until_workers(3)
