@@ -189,9 +189,10 @@ class RunningPool:
     # inside
 
     def _tls(self) -> Any:
+        from jupyter_gpumarket.marketplaces.http import usual_tls
         from jupyter_gpumarket.marketplaces.pool import pinned
 
-        return pinned(PoolOptions(url=self.url, ca_file=self.ca_file)) or True
+        return pinned(PoolOptions(url=self.url, ca_file=self.ca_file)) or usual_tls()
 
     def _registry_answers(self) -> bool:
         assert self.registry is not None

@@ -13,6 +13,7 @@ import json
 import ssl
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -40,6 +41,12 @@ MAX_REPLY_BYTES = 32 * 1024 * 1024
 EXCERPT_CHARACTERS = 300
 NOTHING_WAS_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 REFUSALS: dict[int, type[MarketplaceError]] = {401: Unauthorized, 403: Unauthorized, 402: InsufficientFunds}
+
+
+@cache
+def usual_tls() -> ssl.SSLContext:
+    """The public authorities' certificates, read once for all adapters: that takes as long as a fast call."""
+    return httpx.create_ssl_context()
 
 
 class Absent:
@@ -114,7 +121,7 @@ class MarketplaceHttp:
         self._loopback = is_loopback(base_url)
         self._http = httpx.AsyncClient(
             base_url=base_url,
-            verify=tls if tls is not None else True,
+            verify=tls if tls is not None else usual_tls(),
             follow_redirects=False,
             trust_env=not self._loopback,
             timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
