@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import secrets
 from typing import Any, NamedTuple
@@ -303,6 +304,8 @@ class MapRunner:
         followed.leases.update(self._leases_of(next(iter(followed.leases.values()))))
         if (set(followed.leases) & open_ids) - refused:
             return
+        with contextlib.suppress(GpuMarketError):  # so that it can be resumed; a process that is gone needs no stopping
+            followed.cluster.stop_map(followed.map_id)
         raise NodeError(
             f"{view.map_id} has no node any more ({one_line(view.reason, 500)}); {view.ended} of {view.count} items "
             f"are there; run the cell again with --resume to go on with the others on another node"
