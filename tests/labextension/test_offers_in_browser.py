@@ -50,6 +50,14 @@ def rented(pool: RunningPool) -> int:
     return len([one for one in pool.api("GET", "/v1/rentals").json()["rentals"] if one["status"] != "gone"])
 
 
+def says(dialog: Any, words: str) -> None:
+    """Wait until the dialog says so; else show what it says."""
+    try:
+        dialog.get_by_text(words).wait_for(timeout=PATIENCE_MS)
+    except Exception:
+        pytest.fail(dialog.inner_text())
+
+
 def test_a_student_finds_rents_and_gives_back(browser: Any, lab: Lab, pool: RunningPool) -> None:
     """By slider, search and click to an offer; keys and a cancelled dialog rent nothing; rent, ready, give back."""
     page = open_lab(browser, lab)
@@ -86,25 +94,21 @@ def test_a_student_finds_rents_and_gives_back(browser: Any, lab: Lab, pool: Runn
     for _ in range(5):
         page.keyboard.press("Enter")
     dialog.get_by_label("Budget, dollars").fill("1,50")
-    assert dialog.get_by_role("button", name=re.compile("^Rent for")).is_disabled()
+    dialog.locator("button[data-kind=main]:disabled").wait_for()
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
     assert rented(pool) == 0
 
     panel.get_by_role("button", name="Rent…").click()
     dialog.get_by_label("Budget, dollars").fill("0.20")
-    assert "The budget is used up after about 34 min" in dialog.inner_text()
+    dialog.get_by_text("The budget is used up after about 34 min").wait_for()
     dialog.get_by_role("button", name=re.compile("^Rent for")).click()
-    page.wait_for_function(
-        "document.querySelector('dialog.gm-Dialog [role=status]')?.textContent === 'ready'", timeout=PATIENCE_MS
-    )
+    says(dialog, "Put %%gpu at the top of a cell")
     phases = dialog.locator(".gm-Phases li").all_inner_texts()
     assert [phase.split()[1] for phase in phases] == ["quote", "contract", "boot", "link", "set-up", "probe", "ready"]
     assert rented(pool) == 1
     dialog.get_by_role("button", name="Cancel and give back").click()
-    page.wait_for_function(
-        "document.querySelector('dialog.gm-Dialog').textContent.includes('given back, confirmed')", timeout=PATIENCE_MS
-    )
+    says(dialog, "given back, confirmed")
     until("the pool has no rental", lambda: rented(pool) == 0, 30)
     assert page.problems == []
     page.context.close()
