@@ -85,6 +85,7 @@ def test_a_student_finds_rents_and_gives_back(browser: Any, lab: Lab, pool: Runn
     lines.nth(1).click()
     assert HOSTILE in panel.locator(".gm-Facts").inner_text()
     page.keyboard.press("Escape")
+    panel.locator(".gm-Offers-list:focus").wait_for()
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     panel.get_by_role("button", name="Rent…").focus()

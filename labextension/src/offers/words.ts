@@ -73,7 +73,13 @@ export function savingName(saving: number): string {
   return percent === 0 ? '±0 %' : percent > 0 ? `−${percent} %` : `+${-percent} %`;
 }
 
-/** What the marketplace's price was seen as, in time. */
+/** The same in one unit, for a column: `now`, `12 s`, `18 h`. */
+export function ageShort(seenMs: number, nowMs: number, words: Words): string {
+  const ms = Math.max(0, nowMs - seenMs);
+  return ms < 2000 ? words.__('now') : duration(ms).split(' ').slice(0, 2).join(' ');
+}
+
+/** How long ago a price was seen. */
 export function ageName(seenMs: number, nowMs: number, words: Words): string {
   return age(Math.max(0, nowMs - seenMs), words);
 }

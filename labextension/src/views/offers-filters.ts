@@ -151,7 +151,7 @@ function choices({ model, words, onFilter }: FiltersProps): TemplateResult {
         @input=${(event: Event) => onFilter({ region: (event.target as HTMLInputElement).value })}
       />
     </label>
-    ${select(words.__('Trust at least'), tier, ['', ...TIERS], name => (name ? tierName(name, words) : words.__('any')), value =>
+    ${select(words.__('Trust'), tier, ['', ...TIERS], name => (name ? words.__('%1 or better', tierName(name, words)) : words.__('any')), value =>
       onFilter({ tier: value })
     )}
     ${select(words.__('Kind'), kind, ['', 'on_demand', 'spot'], name => (name ? kindName(name, words) : words.__('any')), value =>

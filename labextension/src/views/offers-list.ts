@@ -7,7 +7,7 @@ import { windowOf, type OffersModel } from '../offers/model';
 import { savingAt } from '../offers/order';
 import { SORTS, type OffersState, type Sort } from '../offers/state';
 import {
-  ageName, gpusName, groupName, kindName, memoryName, placeName, savingName, sentence, sortName
+  ageShort, gpusName, groupName, kindName, memoryName, placeName, savingName, sentence, sortName
 } from '../offers/words';
 import { select } from './offers-filters';
 import { button, empty, loading, type Manner } from './parts';
@@ -119,7 +119,7 @@ function heads({ words }: ListProps): TemplateResult {
   return html`<div class="gm-Line gm-Line-heads" aria-hidden="true">
     <span class="gm-Line-gpu">${words.__('GPU')}</span><span class="gm-Line-memory">${words.__('memory')}</span>
     <span class="gm-Line-where">${words.__('marketplace, place')}</span>
-    <span class="gm-Line-age">${words.__('seen')}</span><span class="gm-Line-saving">${words.__('saving')}</span>
+    <span class="gm-Line-age">${words.__('age')}</span><span class="gm-Line-saving">${words.__('saving')}</span>
     <span class="gm-Line-total">${words.__('my job')}</span><span class="gm-Line-price">${words.__('an hour')}</span>
   </div>`;
 }
@@ -249,7 +249,7 @@ function offerLine(props: ListProps, place: number, row: number, linePx: number)
     <span class="gm-Line-where gm-Dim"
       >${[oneLine(textAt(table, 'marketplace', row), 30), ...marks].filter(mark => mark).join(' · ')}</span
     >
-    <span class="gm-Line-age gm-Dim">${ageName(table.numbers.seen_ms[row]!, nowMs, words)}</span>
+    <span class="gm-Line-age gm-Dim">${ageShort(table.numbers.seen_ms[row]!, nowMs, words)}</span>
     <span class="gm-Line-saving" data-good=${saving > 0}>${savingName(saving)}</span>
     <span class="gm-Line-total gm-Dim">${isWide ? money(total, currency) : words.__('job %1', money(total, currency))}</span>
     <span class="gm-Line-price">${rate(table.numbers.price_nusd_hour[row]!, currency, words)}</span>
