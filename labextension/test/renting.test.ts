@@ -113,6 +113,17 @@ test('it is followed until it is ready', async () => {
   assert.deepEqual(source.released, []);
 });
 
+test('a node that was ready is followed to its confirmed end, once it is given back', async () => {
+  const source = new Told();
+  const one = renting(source);
+  await one.submit();
+  await until(() => one.isDone);
+  await one.cancel();
+  await until(() => one.view?.lease.state === 'released');
+
+  assert.equal(source.released.length, 1);
+});
+
 test('after a lost answer, asking again sends the same request, and giving up finds and releases it', async () => {
   const lost = new ApiError('no answer', 0);
   const source = new Told();

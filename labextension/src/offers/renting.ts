@@ -161,6 +161,8 @@ export class Renting {
         this.trouble = wordsOf(error);
       }
       this.parts.changed();
+      // Once the node was ready, nobody waited for anything any more.
+      void this.follow();
     }
   }
 
@@ -175,6 +177,10 @@ export class Renting {
   }
 
   private async follow(): Promise<void> {
+    if (this.isFollowing) {
+      return;
+    }
+    this.isFollowing = true;
     while (!this.isDisposed && this.view !== null && (!this.isDone || (this.isCancelled && !isEnded(this.view)))) {
       const { lease, seq } = this.view;
       try {
@@ -186,6 +192,7 @@ export class Renting {
         await this.parts.pause(RETRY_MS);
       }
     }
+    this.isFollowing = false;
   }
 
   private take(view: LeaseView): void {
@@ -207,6 +214,7 @@ export class Renting {
   }
 
   private readonly requestId: string;
+  private isFollowing = false;
   private isDisposed = false;
 }
 
