@@ -25,7 +25,7 @@ _SCHEMA: dict[str, type[pl.DataType]] = {
     "marketplace": pl.String,
     "offer_id": pl.String,
     "machine_id": pl.String,
-    "gpu": pl.String,
+    "gpu": pl.Categorical,
     "gpu_count": pl.Int64,
     "vram_gib": pl.Float64,
     "price_nusd_hour": pl.Int64,
@@ -82,8 +82,8 @@ def frame(offers: Sequence[Offer], known: Mapping[tuple[str, str], Known] | None
             "fee_nusd": [b.fee_nusd for b in bills],
             "disk_mib": [round(o.disk_gib * MIB) for o in offers],
             "boot_s": [boot_seconds(o, k) for o, k in zip(offers, ours, strict=True)],
-            "region": [o.region for o in offers],
-            "country": [o.country for o in offers],
+            "region": [o.region.casefold() for o in offers],
+            "country": [o.country.upper() for o in offers],
             "tier": [TIER_ORDER.index(o.tier) for o in offers],
             "is_spot": [o.kind is PriceKind.SPOT for o in offers],
             "cpu_cores": [o.cpu_cores for o in offers],
@@ -164,25 +164,31 @@ def _place_conditions(query: OfferQuery) -> list[tuple[str, pl.Expr]]:
 
 
 def _in_place(wanted: str) -> pl.Expr:
-    region = pl.col("region").str.to_lowercase()
     codes = countries(wanted)
     if codes is None:
-        place = region + " " + pl.col("country").str.to_lowercase()
-        return place.str.contains(wanted.casefold(), literal=True)
-    there = pl.col("country").str.to_uppercase().is_in(codes)
+        in_region = pl.col("region").str.contains(wanted.casefold(), literal=True)
+        return in_region | pl.col("country").str.contains(wanted.upper(), literal=True)
+    there = pl.col("country").is_in(codes)
     for beginning in prefixes(wanted):
-        there = there | ((pl.col("country") == "") & region.str.starts_with(beginning))
+        there = there | ((pl.col("country") == "") & pl.col("region").str.starts_with(beginning))
     return there
 
 
 def narrowed(table: pl.DataFrame, query: OfferQuery) -> tuple[pl.DataFrame, list[FilterStep]]:
-    """The rows that pass all filters, and how many each let pass."""
-    steps = []
+    """The rows that pass all filters, and how many each let pass.
+
+    Each filter looks at its own columns of the rows that are left; whole rows are copied once, at the end.
+    """
+    steps: list[FilterStep] = []
+    left: pl.Series | None = None
     for name, condition in conditions(query):
-        before = table.height
-        table = table.filter(condition)
-        steps.append(FilterStep(filter=name, before=before, after=table.height))
-    return table, steps
+        before = table.height if left is None else left.len()
+        seen = table.select(list(dict.fromkeys(condition.meta.root_names())))
+        fits = (seen if left is None else seen[left]).select(condition.alias("fits"))["fits"].fill_null(value=False)
+        if not fits.all():
+            left = fits.arg_true() if left is None else left.filter(fits)
+        steps.append(FilterStep(filter=name, before=before, after=table.height if left is None else left.len()))
+    return (table if left is None else table[left]), steps
 
 
 def nothing_fits(steps: Sequence[FilterStep], offered: int) -> NoMatchingOffer:

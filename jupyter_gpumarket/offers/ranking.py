@@ -22,13 +22,13 @@ def _per_vram() -> pl.Expr:
 
 
 def _per_tflops() -> pl.Expr:
-    each = pl.col("gpu").replace_strict(_tflops_by_gpu(), default=None, return_dtype=pl.Float64)
+    each = pl.col("gpu").cast(pl.String).replace_strict(_tflops_by_gpu(), default=None, return_dtype=pl.Float64)
     return pl.col("price_nusd_hour") / (each * _GPUS)
 
 
 def _saving() -> pl.Expr:
     prices = {gpu: float(price.gpu_nusd_hour) for gpu, price in baselines().items()}
-    each = pl.col("gpu").replace_strict(prices, default=None, return_dtype=pl.Float64)
+    each = pl.col("gpu").cast(pl.String).replace_strict(prices, default=None, return_dtype=pl.Float64)
     return pl.col("price_nusd_hour") / (each * _GPUS)
 
 

@@ -42,5 +42,6 @@ def figures(provider: str) -> tuple[Figure, ...]:
             country=row["country"],
         )
         for row in csv.DictReader(text.splitlines())
-        if row["provider"] == provider
+        # What is sold as spot alone has no other price.
+        if row["provider"] == provider and row["price_usd_per_hour"]
     )

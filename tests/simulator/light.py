@@ -246,6 +246,15 @@ class Light:
 @asynccontextmanager
 async def light(name: str, *, hosts: int = 2, boot_s: float = 0.1, policy: Policy = PATIENT) -> AsyncIterator[Light]:
     """This marketplace's stand-in, adapter and engine, until the block ends."""
+    async with lights(name, hosts=hosts, boot_s=boot_s, policy=policy) as (one,):
+        yield one
+
+
+@asynccontextmanager
+async def lights(
+    *names: str, hosts: int = 2, boot_s: float = 0.1, policy: Policy = PATIENT
+) -> AsyncIterator[list[Light]]:
+    """Some marketplaces' stand-ins and adapters under one engine, until the block ends."""
 
     async def banner(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-light\r\n")
@@ -254,32 +263,41 @@ async def light(name: str, *, hosts: int = 2, boot_s: float = 0.1, policy: Polic
         writer.close()
 
     port = await asyncio.start_server(banner, "127.0.0.1", 0)
-    clock, faults = SystemClock(), FaultBoard()
-    pool = LightPool(port.sockets[0].getsockname()[1], hosts)
-    yard = Yard(pool, clock, faults, boot_s=boot_s)  # type: ignore[arg-type]
-    key = Secret(new_key(name))
-    server = Server(STAND_INS[name](yard, faults, key, *(False,)), clock)
-    (entry,) = [entry for entry in MARKETPLACES if entry.name == name]
-    market = entry.factory(msgspec.convert(options_of(name, server.url), entry.options), key)
+    clock = SystemClock()
+    markets: dict[str, Marketplace] = {}
+    behind: dict[str, tuple[Yard, FaultBoard, LightPool, Server]] = {}
+    for name in names:
+        faults, key = FaultBoard(), Secret(new_key(name))
+        pool = LightPool(port.sockets[0].getsockname()[1], hosts)
+        yard = Yard(pool, clock, faults, boot_s=boot_s)  # type: ignore[arg-type]
+        server = Server(STAND_INS[name](yard, faults, key, *(False,)), clock)
+        (entry,) = [entry for entry in MARKETPLACES if entry.name == name]
+        markets[name] = entry.factory(msgspec.convert(options_of(name, server.url), entry.options), key)
+        behind[name] = (yard, faults, pool, server)
     store, clusters = MemoryStore(clock), LightClusters()
     engine = LeaseEngine(
         store=store,
-        marketplaces={name: market},
-        offers=Catalogue({name: market}, clock, store.machines),
+        marketplaces=markets,
+        offers=Catalogue(markets, clock, store.machines),
         clusters=clusters,
         keys=FakeKeys(),
         clock=clock,
-        rng=random.Random(name),
+        rng=random.Random(names[0]),
         label_secret=b"a secret of this installation",
         policy=policy,
     )
     clusters.engine = engine
     await engine.start()
     try:
-        yield Light(market=market, yard=yard, faults=faults, store=store, engine=engine, pool=pool)
+        yield [
+            Light(market=market, yard=behind[name][0], faults=behind[name][1], store=store, engine=engine, pool=pool)
+            for name, market in markets.items()
+            for pool in behind[name][2:3]
+        ]
     finally:
         await engine.aclose()
-        await market.aclose()
-        await server.aclose()
+        for name, market in markets.items():
+            await market.aclose()
+            await behind[name][3].aclose()
         port.close()
         await port.wait_closed()
