@@ -224,7 +224,7 @@ def test_an_item_that_kills_its_worker_is_named_and_the_rest_goes_on(lab: Runnin
 
 def test_a_node_whose_part_is_interrupted_leaves_and_the_others_finish(lab: RunningPool, door: Client) -> None:
     """What a budget does at its end: the node's part ends as interrupted, its items go to the others."""
-    cluster, view = start(door, "import time\ntime.sleep(0.05)\nitem", 90)
+    cluster, view = start(door, "import time\ntime.sleep(0.15)\nitem", 90)
     view = lab.wait_until(
         lambda: (v := cluster.map_news(view.map_id, 0, 1).map) and all(seat.ended for seat in v.seats) and v,
         "all take part",
@@ -237,9 +237,19 @@ def test_a_node_whose_part_is_interrupted_leaves_and_the_others_finish(lab: Runn
     assert all(cost.amount_nusd > 0 for cost in costs)
 
 
-def test_a_machine_that_computes_wrongly_is_found(lab: RunningPool, door: Client) -> None:
+def test_a_machine_that_computes_wrongly_is_found(lab: RunningPool, door: Client, tmp_path: Path) -> None:
     """With every item verified, each result of the bad machine differs from another's, and it is the one named."""
-    code = f"import os\nitem + (0.5 if os.environ['HOME'].startswith({str(lab.host_folder(1))!r}) else 0)"
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    code = (
+        f"{marking(marks)}is_bad = os.environ['HOME'].startswith({str(lab.host_folder(1))!r})\n"
+        f"open({str(marks)!r} + f'/{{item}}-bad', 'w').close() if is_bad else None\n"
+        # The others wait, so that the bad one has its share however slowly it begins.
+        f"until = time.monotonic() + 30\n"
+        f"while sum(n.endswith('bad') for n in os.listdir({str(marks)!r})) < 2 and time.monotonic() < until:\n"
+        "    time.sleep(0.05)\n"
+        "item + (0.5 if is_bad else 0)"
+    )
     cluster, view = start(door, code, 60, verify_ppm=1_000_000)
     view = to_the_end(cluster, view)
     found = results(lab, view)
@@ -288,8 +298,11 @@ def test_a_killed_host_costs_only_its_running_items(lab: RunningPool, door: Clie
     """200 items on three nodes, one host killed: all results right, each once, only what ran there runs again."""
     marks = tmp_path / "marks"
     marks.mkdir()
-    cluster, view = start(door, f"{marking(marks)}time.sleep(0.05)\nitem ** 2", 200)
-    lab.wait_until(lambda: len(runs_of(marks)) > 40, "some items ran")
+    cluster, view = start(door, f"{marking(marks)}time.sleep(0.1)\nitem ** 2", 200)
+    lab.wait_until(
+        lambda: all(seat.ended > 3 for seat in cluster.map_news(view.map_id, 0, 1).map.seats),
+        "all nodes have their part",
+    )
     kill_host(lab, 2)
     view = to_the_end(cluster, view)
     found = results(lab, view)
