@@ -23,7 +23,7 @@ from jupyter_gpumarket.cleaning.text import clean_text
 from jupyter_gpumarket.client import AsyncClient, connect_async
 from jupyter_gpumarket.client.bridge import run
 from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeaseFailed, NodeError
-from jupyter_gpumarket.models import ENDED_STATES, LeaseState, OfferQuery
+from jupyter_gpumarket.models import LeaseState, OfferQuery
 from jupyter_gpumarket.money import format_usd, usd
 from jupyter_gpumarket.notebook import fit
 from jupyter_gpumarket.notebook.fit import Estimate
@@ -356,14 +356,16 @@ class GPUCluster:
 
         await self._until(enough, timeout_s)
 
-    async def _until(self, holds: Callable[[ClusterView], bool], timeout_s: float | None) -> None:
+    async def _until(
+        self, holds: Callable[[ClusterView], bool], timeout_s: float | None, *, is_ending: bool = False
+    ) -> None:
         async with asyncio.timeout(timeout_s):
             while True:
                 await self._look()
                 assert self._seen is not None
                 if holds(self._seen):
                     return
-                if self._seen.is_ended:
+                if self._seen.is_ended and not is_ending:
                     raise LeaseFailed(f"{self.name} has ended: {'; '.join(self._seen.notices)}")
                 await asyncio.sleep(POLL_S)
 
@@ -386,7 +388,7 @@ class GPUCluster:
         if self.shutdown_on_close:
             self._note(await self._broker().end_cluster(self.name))
             with contextlib.suppress(TimeoutError):
-                await self._until(lambda view: all(lease.state in ENDED_STATES for lease in view.leases), timeout_s)
+                await self._until(lambda view: not view.leases, timeout_s, is_ending=True)
         await self._broker().aclose()
 
     async def _fetch_access(self) -> DaskAccess:

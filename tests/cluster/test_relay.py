@@ -14,6 +14,8 @@ from jupyter_gpumarket.cluster.relay import Relay, Target
 from jupyter_gpumarket.wire.messages import CloseStream, OpenStream, StreamCredit, StreamData
 from jupyter_gpumarket.wire.streams import CREDIT_BYTES, Streams, free_port
 
+NODES: list[Node] = []
+
 
 class Node:
     """A node's streams, as its agent has them."""
@@ -23,6 +25,7 @@ class Node:
         self.streams = Streams(self._out)
         self._relay = relay
         relay.join(name, self._in)
+        NODES.append(self)
 
     async def _out(self, message: Any) -> None:
         self._relay.take(self.name, message)
@@ -36,6 +39,9 @@ async def relay() -> AsyncIterator[Relay]:
     relay = Relay()
     yield relay
     relay.close()
+    while NODES:
+        NODES.pop().streams.close()
+    await asyncio.sleep(0.05)  # what was cancelled closes its sockets
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -56,12 +56,12 @@ def give_everything_back(pool: RunningPool) -> None:
 
 @pytest.fixture(scope="module")
 def broker(lab: RunningPool) -> Iterator[Client]:
-    with connect(lab.folders) as client:
+    with connect(lab.folders, timeout_s=60) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def kernel(lab: RunningPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKernel]:
+def kernel(lab: RunningPool, broker: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealKernel]:
     """A notebook whose cluster `crew` has two nodes."""
     environment = {**lab.environment, "PYTHONPATH": str(ROOT), "JUPYTER_GPUMARKET_NOTEBOOK": "lab/crew.ipynb"}
     kernel = RealKernel(environment, tmp_path_factory.mktemp("kernel")).start()
