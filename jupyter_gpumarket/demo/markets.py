@@ -22,7 +22,7 @@ from jupyter_gpumarket.cli.market import wait_ended
 from jupyter_gpumarket.cli.tables import safe, text_table
 from jupyter_gpumarket.client import Client, connect
 from jupyter_gpumarket.config import folders, private_folder, write_private
-from jupyter_gpumarket.demo.stage import HOSTS, Stage, say, wait_for
+from jupyter_gpumarket.demo.stage import HOSTS, START_S, Stage, say, wait_for
 from jupyter_gpumarket.errors import ConfigError, GpuMarketError
 from jupyter_gpumarket.marketplaces.registry import MARKETPLACES
 from jupyter_gpumarket.models import ENDED_RUNS, ENDED_STATES, LeaseRequest, LeaseState, OfferQuery, Owner, Record
@@ -120,7 +120,7 @@ class MarketStage(Stage):
         )
         for name, stand in self.stands.items():
             write_private(here.configuration / f"{name}.key", stand.key.encode())
-        with connect() as client:
+        with connect(timeout_s=START_S) as client:
             wait_for(lambda: self._all_list(client), "offers of all marketplaces", self._alive)
 
     def _all_list(self, client: Client) -> bool | None:
@@ -217,7 +217,7 @@ def _visit(stage: MarketStage, name: str) -> Row:
     """One rent from wish to bill."""
     started = time.monotonic()
     try:
-        with connect() as client:
+        with connect(timeout_s=START_S) as client:
             view = _followed(client, _wish(client, name, f"tour-{name}"), LeaseState.READY)
             if view.lease.state is not LeaseState.READY:
                 return Row(marketplace=name, state=view.lease.state, trouble=view.lease.reason)
@@ -351,7 +351,7 @@ def _troubles(stage: MarketStage, name: str) -> list[FaultRow]:
 def _trouble(stage: MarketStage, name: str, fault: Fault) -> FaultRow:
     lasting = fault is Fault.WRONG_GPU
     try:
-        with connect() as client:
+        with connect(timeout_s=START_S) as client:
             while not client.offers(OfferSearch(query=OfferQuery(marketplaces=(name,)), refresh=True)).offers:
                 time.sleep(0.5)
             stage.control(name, "POST", "faults", {"fault": fault.value, "times": None if lasting else 1})

@@ -74,7 +74,7 @@ class Stage:
         where = folders()
         write_private(where.settings_file, SETTINGS.format(url=facts["url"]).encode())
         write_private(where.configuration / "pool.key", facts["user_token"].encode())
-        with connect() as client:
+        with connect(timeout_s=START_S) as client:
             wait_for(lambda: len(client.offers().offers) >= len(HOSTS) or None, "the pool's hosts", self._alive)
             show_offers(client)
 
