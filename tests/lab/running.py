@@ -209,7 +209,8 @@ def open_notebook(browser: Any, lab: Lab, name: str, **options: Any) -> Any:
 
 
 def command(page: Any, name: str, args: dict[str, Any] | None = None) -> Any:
-    """Run one of the application's commands."""
+    """Run one of the application's commands, as soon as it is there."""
+    page.wait_for_function("name => window.jupyterapp?.commands.hasCommand(name)", arg=name)
     return page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args)", [name, args or {}])
 
 
