@@ -5,8 +5,8 @@ const frame = (body: string): string =>
 
 /** A graphics card. */
 export const CARD = frame(
-  '<path d="M2 5h2v15H2zM5 6h16a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1H5zm2 11h8v2H7z"/>' +
-    '<circle cx="13.5" cy="11.5" r="3.4" fill="none" class="jp-icon-stroke" stroke="#fff" stroke-width="1.6"/>'
+  '<path fill-rule="evenodd" d="M2 5h2v15H2zM5 6h16a1 1 0 0 1 1 1v9a1 1 0 0 1-1 1H5z' +
+    'M13.5 7.3a4.2 4.2 0 1 0 0 8.4a4.2 4.2 0 1 0 0-8.4zM13.5 8.9a2.6 2.6 0 1 1 0 5.2a2.6 2.6 0 1 1 0-5.2zM7 17h8v2H7z"/>'
 );
 export const PLAY_ON_CARD = frame('<path d="M4 4l9 6-9 6zM13 17h8v3h-8zM14 13h6v3h-6z"/>');
 export const STOP = frame('<path d="M6 6h12v12H6z"/>');
