@@ -22,8 +22,7 @@ import msgspec
 from jupyter_gpumarket.api import OfferFigures, OfferList
 from jupyter_gpumarket.api.columns import columns
 from jupyter_gpumarket.models import Offer, PriceKind, Tier
-from tests.labextension.conftest import SOURCE
-from tests.labextension.real_lab import Lab, built, chromium, lab_in, open_lab, open_sidebar
+from tests.lab.running import Lab, built, chromium, lab_in, open_lab, open_sidebar
 
 MODELS = (
     ("RTX 3090", 24, 0.2),
@@ -160,7 +159,7 @@ def starts(browser: Any, labs: dict[str, Lab], rounds: int) -> None:
 
 def main(count: int, rounds: int) -> None:
     """Measure and print."""
-    extension = built(SOURCE)
+    extension = built()
     scripts = [*(extension / "static").glob("*.js")]
     size = sum(len(gzip.compress(script.read_bytes(), 9)) for script in scripts if script.name != "style.js")
     widget = len(gzip.compress((extension.parent / "static" / "widget.js").read_bytes(), 9))
@@ -170,8 +169,8 @@ def main(count: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="gb", dir="/tmp", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         with (
-            lab_in(folder / "with", folder / "home", extension) as ours,
-            lab_in(folder / "without", folder / "home", None) as bare,
+            lab_in(folder / "with", folder / "home", extension=extension) as ours,
+            lab_in(folder / "without", folder / "home", extension=None) as bare,
             chromium() as browser,
         ):
             with_many(browser, ours, answer)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.running import Lab, chromium, lab_in
+from tests.lab.running import Lab, built, chromium, lab_in
 from tests.notebook.test_real import release_everything
 from tests.pool_fixtures import RunningPool, pools
 
@@ -26,7 +26,7 @@ def market() -> Iterator[RunningPool]:
 @pytest.fixture(scope="module")
 def lab(market: RunningPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder: Path = tmp_path_factory.mktemp("lab")
-    with lab_in(folder, market.home) as running:
+    with lab_in(folder, market.home, extension=built()) as running:
         yield running
 
 

@@ -1,8 +1,9 @@
-"""A real JupyterLab with the extension, rents from a pool on this machine, and is driven by a real browser."""
+"""A real JupyterLab (and Notebook 7 beside it) with the extension as built here, and a real Chromium to use it with."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -11,84 +12,60 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.labextension.conftest import NPM_S, tools
-from tests.server.running import free_port
+from tests.labextension.conftest import NPM_S, SOURCE, run_in
+from tests.server.running import ROOT, TOKEN, free_port
 
-ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "jupyter_gpumarket" / "labextension"
-TOKEN = "the-labs-token-9b1c"
 BASE = "/hub/user/ann/"  # never the root, as behind JupyterHub
 START_S = 90.0
 PATIENCE_MS = 60_000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OWN = ("config", "runtime", "data", "ipython", "root", "workspaces", "settings")
 
 
 @dataclass
 class Lab:
-    """A running JupyterLab: stop and start it again, and open pages in it."""
+    """A running JupyterLab. `start` and `stop` may be called again, as a restart of the server."""
 
     folder: Path
-    home: Path
+    argv: list[str]
+    environment: dict[str, str]
     port: int
-    application: str = "jupyterlab"
     process: subprocess.Popen[bytes] | None = None
-    pages: list[Any] = field(default_factory=list)
 
     @property
     def url(self) -> str:
+        """Its address, without the slash at the end."""
         return f"http://127.0.0.1:{self.port}{BASE.rstrip('/')}"
 
     @property
     def root(self) -> Path:
+        """Where its notebooks are."""
         return self.folder / "root"
 
-    @property
-    def log(self) -> Path:
-        return self.folder / "lab.log"
+    def address(self, path: str = "lab") -> str:
+        """Where a page is, with the token."""
+        return f"{self.url}/{path}?token={TOKEN}"
 
     def start(self) -> None:
-        """Start it (again, on the same port) and wait until it answers."""
-        own = {name: self.folder / name for name in ("config", "runtime", "data", "ipython", "root", "user-settings")}
-        for path in own.values():
-            path.mkdir(parents=True, exist_ok=True)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "GPUMARKET", "JPY"))}
-        environment |= {f"JUPYTER_{n.upper()}_DIR": str(own[n]) for n in ("config", "runtime", "data")}
-        environment |= {"JUPYTERLAB_SETTINGS_DIR": str(own["user-settings"]), "JUPYTER_GPUMARKET_HOME": str(self.home)}
-        environment |= {"IPYTHONDIR": str(own["ipython"]), "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
-        quiet = own["user-settings"] / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-        quiet.parent.mkdir(parents=True, exist_ok=True)
-        quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-        extensions = own["data"] / "labextensions"
-        if not extensions.exists():
-            extensions.mkdir()
-            (extensions / "jupyter-gpumarket").symlink_to(built())
-        content = {
-            "ServerApp": {"jpserver_extensions": {"jupyter_gpumarket": True}},
-            "IdentityProvider": {"token": TOKEN},
-        }
-        (own["config"] / "jupyter_server_config.json").write_text(json.dumps(content))
-        argv = [sys.executable, "-m", self.application, "--no-browser", "--allow-root", f"--port={self.port}"]
-        argv += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={own['root']}"]
-        argv += [f"--ServerApp.base_url={BASE}", "--LabApp.expose_app_in_browser=True"]
-        argv += ["--JupyterNotebookApp.expose_app_in_browser=True"] if self.application == "notebook" else []
-        with self.log.open("ab") as out:
+        """Start the server and wait until it answers."""
+        with (self.folder / "lab.log").open("ab") as log:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=self.root
+                self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, cwd=self.root
             )
-        deadline = time.monotonic() + START_S
-        while not self._answers():
-            assert time.monotonic() < deadline, self.log.read_text("utf-8", "replace")[-8000:]
-            time.sleep(0.2)
+        until("JupyterLab answers", self._answers, START_S)
 
     def stop(self) -> None:
-        """End it; its kernels end with it."""
+        """SIGTERM, and SIGKILL when that is not obeyed; its kernels end with it."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
@@ -97,64 +74,82 @@ class Lab:
                 self.process.kill()
                 self.process.wait()
 
-    def write(self, name: str, *cells: str) -> str:
-        """A notebook with these code cells; its name."""
-        code = [
-            {
-                "cell_type": "code",
-                "id": f"cell-{n}",
-                "metadata": {},
-                "execution_count": None,
-                "outputs": [],
-                "source": text,
-            }
-            for n, text in enumerate(cells)
-        ]
-        spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        (self.root / name).write_text(
-            json.dumps({"cells": code, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8"
-        )
-        return name
-
-    def address(self, path: str = "/lab") -> str:
-        return f"{self.url}{path}?token={TOKEN}"
+    def logged(self) -> str:
+        """What the server said."""
+        return (self.folder / "lab.log").read_text("utf-8", "replace")[-8000:]
 
     def _answers(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, self.log.read_text("utf-8", "replace")[-8000:]
+        assert self.process.poll() is None, self.logged()
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(f"{self.url}/api", trust_env=False, timeout=5).status_code == 200
         return False
 
 
 def built() -> Path:
-    """The front end, bundled; built now where nobody has, or where its sources are newer."""
-    sources = [p for p in (ROOT / "labextension").rglob("*") if p.is_file() and "node_modules" not in p.parts]
-    newest = max(p.stat().st_mtime for p in sources if "lib" not in p.parts)
-    made = BUILT / "package.json"
-    if not made.exists() or made.stat().st_mtime < newest:
-        folder = ROOT / "labextension"
-        for argv in (["npm", "ci", "--no-audit", "--no-fund"], ["npm", "run", "build"]):
-            if argv[1] == "ci" and (folder / "node_modules").exists():
-                continue
-            done = subprocess.run(
-                argv, cwd=folder, env=tools(), capture_output=True, text=True, timeout=NPM_S, check=False
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-        made.touch()
+    """The folder of the extension, built from these sources where they are newer than what is there; one at a time."""
+    with (SOURCE / "package.json").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        inputs = [
+            SOURCE / "package.json",
+            SOURCE / "build.mjs",
+            *(SOURCE / "src").rglob("*"),
+            *(SOURCE / "schema").rglob("*"),
+        ]
+        made = BUILT / "package.json"
+        if not made.exists() or made.stat().st_mtime < max(one.stat().st_mtime for one in inputs):
+            if not (SOURCE / "node_modules").exists():
+                run_in(SOURCE, "npm", "ci", "--no-audit", "--no-fund", timeout_s=NPM_S)
+            run_in(SOURCE, "npm", "run", "build")
+            made.touch()
     return BUILT
 
 
 @contextlib.contextmanager
-def lab_in(folder: Path, home: Path, application: str = "jupyterlab") -> Iterator[Lab]:
-    """A JupyterLab (or Notebook 7) that rents by the broker of `home`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lab = Lab(folder=folder, home=home, port=free_port(), application=application)
+def lab_in(folder: Path, home: Path, *options: str, extension: Path | None) -> Iterator[Lab]:
+    """JupyterLab in its own folders, renting from the broker of `home`; without an extension: the control."""
+    own = {name: folder / name for name in OWN}
+    for path in own.values():
+        path.mkdir(parents=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "GPUMARKET", "JPY"))}
+    environment |= {f"JUPYTER_{n.upper()}_DIR": str(own[n]) for n in ("config", "runtime", "data")}
+    environment |= {f"JUPYTERLAB_{n.upper()}_DIR": str(own[n]) for n in ("workspaces", "settings")}
+    environment |= {"IPYTHONDIR": str(own["ipython"]), "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
+    enabled = {"jupyter_gpumarket": extension is not None, "jupyterlab": True, "notebook": True, "ipyparallel": False}
+    (own["config"] / "jupyter_server_config.json").write_text(
+        json.dumps({"ServerApp": {"jpserver_extensions": enabled}, "IdentityProvider": {"token": TOKEN}})
+    )
+    # What others have installed here is none of our business.
+    (own["config"] / "labconfig").mkdir()
+    (own["config"] / "labconfig" / "page_config.json").write_text(
+        json.dumps({"disabledExtensions": {"ipyparallel-labextension": True}})
+    )
+    # The question whether news may be fetched would lie over everything.
+    quiet = own["settings"] / "@jupyterlab" / "apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    port = free_port()
+    argv = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    argv += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={own['root']}"]
+    argv += [f"--ServerApp.base_url={BASE}", "--LabApp.expose_app_in_browser=True"]
+    if extension is not None:
+        (own["data"] / "labextensions").mkdir()
+        (own["data"] / "labextensions" / "jupyter-gpumarket").symlink_to(extension)
+        argv += [f"--GpuMarketApp.home={home}"]
+    lab = Lab(folder=folder, argv=[*argv, *options], environment=environment, port=port)
     try:
         lab.start()
         yield lab
     finally:
         lab.stop()
+
+
+def notebook_in(lab: Lab, name: str, *cells: str) -> str:
+    """A notebook with these cells, which asks for no kernel when it is opened; its name."""
+    made = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(made, str(lab.root / name))
+    return name
 
 
 @contextlib.contextmanager
@@ -173,18 +168,18 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
-def open_page(browser: Any, address: str, *, width: int = 1280, height: int = 800, dark: bool = False) -> Any:
-    """A page of its own context on a started JupyterLab."""
-    context = browser.new_context(viewport={"width": width, "height": height})
+def open_lab(browser: Any, lab: Lab, path: str = "lab", **options: Any) -> Any:
+    """A page in a new browser session, ready to be used. `page.problems` collects what it complains of."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    page.goto(address)
-    page.wait_for_selector("#main, #jp-MainLogo", state="attached")
-    page.wait_for_function("() => window.jupyterapp !== undefined")
-    page.evaluate("() => window.jupyterapp.restored")
-    if dark:
-        page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-        page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("console", lambda line: page.problems.append(line.text) if line.type == "error" else None)
+    page.goto(lab.address(path))
+    if path.startswith("lab"):
+        page.wait_for_selector("#jp-main-dock-panel")
+        page.wait_for_function("window.jupyterapp && window.jupyterapp.restored.then(() => true)")
     return page
 
 
@@ -200,12 +195,41 @@ async () => {
 
 
 def open_notebook(browser: Any, lab: Lab, name: str, **options: Any) -> Any:
-    """A page on a notebook whose kernel is ready."""
-    # A workspace of its own, so that no notebook of an earlier page comes along.
-    page = open_page(browser, lab.address(f"/lab/workspaces/{secrets.token_hex(4)}/tree/{name}"), **options)
+    """A page on a notebook whose kernel is ready, in a workspace of its own: nothing of an earlier page comes along."""
+    page = open_lab(browser, lab, f"lab/workspaces/{secrets.token_hex(4)}/tree/{name}", **options)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.evaluate(READY)
     return page
+
+
+def run_all(page: Any) -> None:
+    """Start all cells of the notebook in front."""
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+
+
+def open_sidebar(page: Any, width_px: int | None = None) -> Any:
+    """Our panel, opened as a user does, and made so wide."""
+    panel = page.locator("#gm-sidebar")
+    panel.wait_for(state="attached")
+    if not panel.is_visible():  # as it was left, after a reload
+        page.locator('li[data-id="gm-sidebar"]').click()
+    panel.wait_for(state="visible")
+    if width_px is not None:
+        widen(page, width_px)
+    return panel
+
+
+def widen(page: Any, width_px: int) -> None:
+    """Make the sidebar so wide."""
+    page.evaluate(
+        """width => {
+          const split = window.jupyterapp.shell._hsplitPanel;
+          const right = split.relativeSizes()[2] || 0;
+          const left = width / split.node.clientWidth;
+          split.setRelativeSizes([left, 1 - left - right, right]);
+        }""",
+        width_px,
+    )
 
 
 def command(page: Any, name: str, args: dict[str, Any] | None = None) -> Any:

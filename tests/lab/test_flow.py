@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.running import Lab, command, lab_in, open_notebook, open_page, until
+from tests.lab.running import Lab, built, command, lab_in, notebook_in, open_lab, open_notebook, run_all, until
 from tests.notebook.test_real import release_everything
 from tests.pool_fixtures import RunningPool, pools
 
@@ -37,7 +37,7 @@ def market() -> Iterator[RunningPool]:
 
 @pytest.fixture
 def own_lab(market: RunningPool, tmp_path: Path) -> Iterator[Lab]:
-    with lab_in(tmp_path / "lab", market.home) as running:
+    with lab_in(tmp_path / "lab", market.home, extension=built()) as running:
         yield running
 
 
@@ -52,9 +52,9 @@ def test_a_lease_is_watched_warned_of_and_given_back(browser: Any, own_lab: Lab,
     """The cost ticks; a second window, a reload and a server restart show the same node; 80 % of the budget is told; it
     is given back by its card, as the market confirms; the report has what it cost.
     """
-    name = own_lab.write("flow.ipynb", "%load_ext jupyter_gpumarket", CELL)
+    name = notebook_in(own_lab, "flow.ipynb", "%load_ext jupyter_gpumarket", CELL)
     first = open_notebook(browser, own_lab, name)
-    first.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    run_all(first)
     command(first, "gpumarket:open-running")
     card = first.locator(CARD)
     card.get_by_text("ready", exact=True).wait_for()
@@ -65,7 +65,7 @@ def test_a_lease_is_watched_warned_of_and_given_back(browser: Any, own_lab: Lab,
     outputs = first.locator(".jp-OutputArea-output")
     until("the cell has ended", lambda: "tick 7" in "".join(outputs.all_inner_texts()))
 
-    second = open_page(browser, own_lab.address("/lab"))
+    second = open_lab(browser, own_lab)
     command(second, "gpumarket:open-running")
     second.locator(CARD).get_by_text("ready", exact=True).wait_for()
     first.reload()

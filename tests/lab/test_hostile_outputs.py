@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.lab.running import Lab, open_notebook, until
+from tests.lab.running import Lab, notebook_in, open_notebook, run_all, until
 from tests.notebook.hostile import HTML, LATEX, MARKDOWN, SVG
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -58,7 +58,7 @@ for data in payloads[{start}:{stop}]:
 
 # Elements at fixed places of the page: still JupyterLab's own?
 CHROME = """
-() => [[20, 10], [300, 10], [20, 300], [640, 790]].map(([x, y]) => {
+() => [[20, 10], [300, 10], [20, 300], [640, 890]].map(([x, y]) => {
   const found = document.elementFromPoint(x, y);
   return found !== null && found.closest('.jp-OutputArea') === null;
 })
@@ -102,9 +102,9 @@ def shown(browser: Any, lab: Lab, name: str, first: list[str], magic: str) -> tu
     (lab.root / "payloads.json").write_text(json.dumps(PAYLOADS))
     cells = [magic + SHOW.format(start=n, stop=n + PER_CELL) for n in range(0, len(PAYLOADS), PER_CELL)]
     load = "import json\npayloads = json.load(open('payloads.json'))"
-    page = open_notebook(browser, lab, lab.write(name, *first, load, *cells, "print(6 * 7)"))
+    page = open_notebook(browser, lab, notebook_in(lab, name, *first, load, *cells, "print(6 * 7)"))
     watch = Watch(page, lab)
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    run_all(page)
     return watch, page
 
 

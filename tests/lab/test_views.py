@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.running import Lab, command, open_notebook, until
+from tests.lab.running import Lab, command, notebook_in, open_notebook, run_all, until, widen
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -21,13 +21,6 @@ THEMES = ("JupyterLab Light", "JupyterLab Dark", "JupyterLab Dark High Contrast"
 WIDTHS = (250, 800)
 VIEWS = ("offers", "running", "costs")
 SIDEBAR = "#gm-sidebar"
-WIDEN = """
-width => {
-  const shell = window.jupyterapp.shell;
-  const all = shell.node.clientWidth;
-  shell._hsplitPanel.setRelativeSizes([width, all - width, 0]);
-}
-"""
 OVERFLOW = """
 () => {
   const side = document.querySelector('#gm-sidebar');
@@ -47,9 +40,9 @@ OVERFLOW = """
 @pytest.fixture(scope="module")
 def page(browser: Any, lab: Lab) -> Iterator[Any]:
     """A notebook that has rented a node and run a cell there."""
-    name = lab.write("views.ipynb", "%load_ext jupyter_gpumarket", "%%gpu --budget 0.2\nprint(6 * 7)")
+    name = notebook_in(lab, "views.ipynb", "%load_ext jupyter_gpumarket", "%%gpu --budget 0.2\nprint(6 * 7)")
     opened = open_notebook(browser, lab, name)
-    opened.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    run_all(opened)
     cells = opened.locator(".jp-OutputArea-output")
     until("the cell has run", lambda: "42" in "".join(cells.all_inner_texts()), 240)
     yield opened
@@ -68,7 +61,7 @@ def shown(page: Any, view: str, theme: str, width: int) -> None:
     command(page, "apputils:change-theme", {"theme": theme})
     page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")
     command(page, f"gpumarket:open-{view}")
-    page.evaluate(WIDEN, width)
+    widen(page, width)
     page.wait_for_selector(f"{SIDEBAR} [role=tabpanel]:visible")
     page.wait_for_function(f"() => document.querySelector('{SIDEBAR} [aria-busy=true]') === null")
     page.wait_for_timeout(400)  # a moment for sizes to settle, before a picture is taken

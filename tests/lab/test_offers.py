@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.broker.running import end_processes, until
-from tests.labextension.real_lab import Lab, built, chromium, lab_in, notebook_in, open_lab, open_sidebar
+from tests.lab.running import Lab, built, lab_in, notebook_in, open_lab, open_sidebar
 from tests.pool_fixtures import RunningPool, pools
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -33,18 +33,12 @@ def pool() -> Iterator[RunningPool]:
 
 
 @pytest.fixture(scope="module")
-def lab(front_end: Path, pool: RunningPool) -> Iterator[Lab]:
+def lab(pool: RunningPool) -> Iterator[Lab]:
     with (
         tempfile.TemporaryDirectory(prefix="gl", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        lab_in(Path(folder) / "lab", pool.home, built(front_end)) as lab,
+        lab_in(Path(folder) / "lab", pool.home, extension=built()) as lab,
     ):
         yield lab
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 def rented(pool: RunningPool) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,40 +13,25 @@ from typing import Any
 import pytest
 
 from tests.broker.running import end_processes, until
-from tests.labextension.conftest import run_in
-from tests.labextension.lab import Lab, lab_in
+from tests.lab.running import PATIENCE_MS, Lab, built, lab_in, notebook_in
 from tests.pool_fixtures import pools
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE_MS = 60_000
 HOSTILE = '<img src=x onerror="window.harmed = 1"><script>window.harmed = 1</script>'
 
 
 @pytest.fixture(scope="module")
-def lab(front_end: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A JupyterLab with the front end as it is now, and a pool to rent from."""
-    run_in(front_end, "npm", "run", "build")
-    built = front_end.parent / "jupyter_gpumarket" / "labextension"
     with pools() as start_pool:
         pool = start_pool(hosts=1)
         try:
-            with lab_in(tmp_path_factory.mktemp("lab") / "lab", pool.home, built) as running:
+            folder = tmp_path_factory.mktemp("lab") / "lab"
+            with lab_in(folder, pool.home, "--GpuMarketApp.refresh_s=0.5", extension=built()) as running:
                 yield running
         finally:
             end_processes(pool.folders)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture
@@ -68,25 +52,14 @@ def page(browser: Any) -> Iterator[Any]:
 
 def opened(page: Any, lab: Lab, path: str = "lab") -> Any:
     """JupyterLab, and the sidebar in it."""
-    page.goto(lab.page(path))
+    page.goto(lab.address(path))
     page.locator('li[data-id="gm-sidebar"]').click()
     return page.locator("#gm-sidebar")
 
 
-def notebook_in(lab: Lab, *sources: str) -> None:
-    """A notebook `one.ipynb` with these cells."""
-    cells = [
-        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": s, "outputs": [], "execution_count": None}
-        for i, s in enumerate(sources)
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
-    content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    (lab.root / "one.ipynb").write_text(json.dumps(content))
-
-
 def test_a_cell_is_watched_paid_and_its_node_given_back(page: Any, lab: Lab) -> None:
     """Run a %%gpu cell: badge, card, status bar; a restarted server shows age, then goes on; release; costs; export."""
-    notebook_in(lab, "%load_ext jupyter_gpumarket", "%%gpu\nprint('on the node')")
+    notebook_in(lab, "one.ipynb", "%load_ext jupyter_gpumarket", "%%gpu\nprint('on the node')")
     sidebar = opened(page, lab, "lab/tree/one.ipynb")
     sidebar.get_by_role("tab", name=re.compile("Running")).click()
     sidebar.get_by_text("Nothing is rented").wait_for()
@@ -193,7 +166,7 @@ def test_what_strangers_say_is_text_and_the_tab_survives_a_reload(page: Any, lab
     assert page.evaluate("window.harmed") is None
 
     page.wait_for_timeout(1500)  # JupyterLab writes its layout a second after it changed
-    page.goto(lab.page("lab/workspaces/strangers"))
+    page.goto(lab.address("lab/workspaces/strangers"))
     page.locator("#gm-sidebar").get_by_role("tab", name=re.compile("Running"), selected=True).wait_for()
 
 
