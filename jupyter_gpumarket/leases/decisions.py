@@ -356,11 +356,17 @@ def as_told(lease: Lease, event: RentalSeen, at: At) -> Lease:
 
 
 def begun_as_told(lease: Lease, event: RentalSeen, at: At) -> Lease:
-    """A bill that begins later than the call, kept within the span in which it can begin; the deadline stays."""
+    """A bill that begins later than the call, kept within the span in which it can begin; the deadline stays.
+
+    The first word counts, and later ones only where they make the bill longer: a machine that was started anew may be
+    told with its last start, and was billed before it.
+    """
     told_ms = event.rental.billed_from_ms
     if told_ms is None or lease.billed_from_ms is None:
         return lease
-    return changed(lease, billed_from_ms=max(terms.called_ms(lease), min(told_ms, at.now_ms)))
+    called_ms = terms.called_ms(lease)
+    latest_ms = at.now_ms if lease.billed_from_ms <= called_ms else min(lease.billed_from_ms, at.now_ms)
+    return changed(lease, billed_from_ms=max(called_ms, min(told_ms, latest_ms)))
 
 
 def marked_gone(lease: Lease, event: RentalSeen, at: At) -> Lease:

@@ -123,6 +123,7 @@ class Pod(Reply, frozen=True, kw_only=True):
     cost: Decimal | None = None
     ssh: Ssh | None = None
     created_at: datetime | None = None
+    started_at: datetime | None = None
 
 
 class Pagination(Reply, frozen=True, kw_only=True):
@@ -339,6 +340,7 @@ def rental_of(pod: Pod) -> Rental:
         kind=PriceKind.ON_DEMAND,
         address=NodeAddress(host=direct.host, port=direct.port, user=direct.username) if running and direct else None,
         created_ms=None if pod.created_at is None else in_ms(pod.created_at),
+        billed_from_ms=None if pod.started_at is None else in_ms(pod.started_at),
         detail="" if status in (RentalStatus.PENDING, RentalStatus.RUNNING) else f"RunPod says {pod.status[:50]}",
     )
 

@@ -408,6 +408,17 @@ def test_the_marketplaces_own_begin_counts_where_it_tells_one(told_ms: int, coun
     assert (after.billed_from_ms, after.deadline_ms) == (counted_ms, before.deadline_ms)
 
 
+def test_a_later_word_on_the_begin_of_a_bill_never_shortens_it() -> None:
+    """First 5 s, then 6 s, then 4 s: a pod that was started anew tells its last start."""
+    lease, counted = lease_in(S.READY), []
+    for told_ms in (5000, 6000, 4000):
+        seen = RentalSeen(rental=rental(RentalStatus.RUNNING, billed_from_ms=told_ms))
+        lease, _ = machine.advance(lease, seen, POLICY, NOW_MS)
+        counted.append(lease.billed_from_ms)
+
+    assert counted == [5000, 5000, 4000]
+
+
 def test_traffic_is_counted_until_the_books_close_and_never_shrinks() -> None:
     """What a node that began anew tells is not more than before; absurd amounts are cut to one that fits."""
     once, _ = machine.advance(lease_in(S.READY, received_bytes=9_000), EVENT["node_traffic"], POLICY, NOW_MS)
