@@ -161,6 +161,28 @@ def test_release_gives_all_of_it_back(kernel: RealKernel, broker: Client) -> Non
     assert [view.lease.name for view in broker.leases() if view.lease.request.cluster.startswith("crew")] == []
 
 
+def test_trusted_nodes_let_a_client_of_the_notebook_in(kernel: RealKernel, broker: Client) -> None:
+    """With `trust=True`, `Client(cluster)` works in the notebook, said once; found again by name, and awaited, too."""
+    done = kernel.must_run(
+        "import jupyter_gpumarket as gm\nfrom distributed import Client\n"
+        "own = gm.cluster(1, gpu='none', budget='1', hours=0.5, trust=True, nthreads=1, name='own')\n"
+        "with Client(own) as notebook_client:\n    print(notebook_client.submit(sum, [20, 22]).result())\n"
+        "print(own.scheduler_address.startswith('tls://127.0.0.1:'), own.dashboard_link, 'cost' in repr(own))"
+    )
+    assert "own is trusted: its scheduler may run code in this notebook" in done.stdout
+    assert "\n42\n" in f"\n{done.stdout}"
+    assert re.search(r"True http://127\.0\.0\.1:\d+/status True", done.stdout), done.stdout
+    again = kernel.must_run(
+        "async with gm.GPUCluster(name='own', asynchronous=True) as found:\n"
+        "    await found.wait_for_workers(1, timeout=30)\n"
+        "    async with Client(found, asynchronous=True) as awaited:\n"
+        "        print(await awaited.submit(sum, [1, 2]), sorted(await found.get_logs()) != [])\n"
+        "print(found.status)"
+    )
+    assert "3 True\nStatus.closed" in again.stdout
+    until(lambda: not broker.cluster_view("own").leases, "its node is given back")
+
+
 def executed(lab: RunningPool, name: str, folder: Path) -> Any:
     """An example, run from its first to its last cell as nbclient does it."""
     notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
