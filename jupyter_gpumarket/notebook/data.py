@@ -85,17 +85,18 @@ class DataStore:
         """What a handle stands for: the object, or the path of the file. The bytes are checked first.
 
         Raises:
-            CodecError: they are gone, or are not what they were.
+            CodecError: they are gone, or are not what they were, or only unpickling could read them.
         """
         if data.codec.startswith(f"{FILE}:"):
             return data.path
         content = data.path.read_bytes() if data.path.exists() else b""
+        if data.codec == codecs.CLOUDPICKLE:
+            raise CodecError(
+                f"{data!r} is a pickle: nodes can have it by -i or --map, but nothing is unpickled here; "
+                "keep the object itself, or put it as arrays, a table or plain values"
+            )
         if hashlib.sha256(content).hexdigest() != data.sha256:
             raise CodecError(f"{data!r} is not kept any more, or has been changed; put it again")
-        if data.codec == codecs.CLOUDPICKLE:
-            import cloudpickle
-
-            return cloudpickle.loads(content)  # written by this user's own `put`, and checked by its hash
         return codecs.decode(data.codec, content)
 
     def _drop_old(self) -> None:

@@ -34,7 +34,8 @@ def test_an_object_comes_back_as_it_was_and_is_kept_once(store: DataStore) -> No
     assert handle == again
     assert handle.path == again.path
     np.testing.assert_array_equal(store.get(handle), array)
-    assert store.get(store.put({"any": {1, 2}, "f": len})) == {"any": {1, 2}, "f": len}
+    with pytest.raises(CodecError, match="nothing is unpickled here"):
+        store.get(store.put({"any": {1, 2}, "f": len}))
     handle.path.write_bytes(b"something else")
     with pytest.raises(CodecError, match="put it again"):
         store.get(handle)
