@@ -135,6 +135,7 @@ class Client(_Bridged):
     end_cluster = _bridged(AsyncClient.end_cluster)
     start_run = _bridged(AsyncClient.start_run)
     run_cost = _bridged(AsyncClient.run_cost)
+    runs = _bridged(AsyncClient.runs)
     costs = _bridged(AsyncClient.costs)
     budgets = _bridged(AsyncClient.budgets)
     set_budget = _bridged(AsyncClient.set_budget)

@@ -124,8 +124,21 @@ class SqliteBackend:
         verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
         if verdict != "ok":
             raise failures.corrupt(self.where, str(verdict))
+        if self._is_cut():
+            raise failures.corrupt(self.where, "the file ends in the middle of a page")
         if owner == 0:
             connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    def _is_cut(self) -> bool:
+        """Whether the file ends inside of a page, which SQLite reads as zeros; a log still to be applied may be why."""
+        if self.file is None:
+            return False
+        log = self.file.with_name(self.file.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            return False
+        with self.file.open("rb") as file:
+            page_bytes = int.from_bytes(file.read(18)[16:18], "big")
+        return self.file.stat().st_size % (65536 if page_bytes == 1 else max(1, page_bytes)) != 0
 
     def check_deeply(self, connection: sa.Connection) -> None:
         """Read every page and compare every index with its table.

@@ -50,6 +50,8 @@ class FakeLink:
         self.connected = True
 
     async def open_stream(self, command: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if command != "attach":
+            raise CommandFailed("this node has no shell", exit_code=127)
         try:
             return await asyncio.open_unix_connection(str(self.path))
         except OSError:

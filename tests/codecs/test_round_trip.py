@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import safetensors.numpy
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jupyter_gpumarket import codecs
@@ -50,6 +50,8 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example(dt.datetime(2000, 1, 1, fold=1))
+@example(dt.time(2, 30, fold=1))
 def test_python_values_come_back_equal_and_of_the_same_type(value: Any) -> None:
     """Plain Python values survive exactly, containers and keys of other types included."""
     encoded = codecs.encode(value)

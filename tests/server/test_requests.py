@@ -110,5 +110,6 @@ def test_a_wrong_verb_is_told_as_such(door: httpx.Client, method: str, path: str
 
 def test_neither_the_brokers_nor_the_clusters_token_has_a_route(door: httpx.Client) -> None:
     """What the broker tells doors about clusters stays on this side of the browser."""
-    for path in ("/leases/x/cluster", "/facts", "/runs", "/shutdown", "/v1/health"):
+    for path in ("/leases/x/cluster", "/facts", "/runs/x", "/shutdown", "/v1/health"):
         assert {door.request(method, f"/gpumarket{path}", json={}).status_code for method in ("GET", "POST")} == {404}
+    assert door.post("/gpumarket/runs", json={}).status_code == 405
