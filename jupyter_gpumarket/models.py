@@ -8,7 +8,7 @@ seconds, `_gib` GiB, `_mbps` megabits a second.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -163,6 +163,7 @@ class Rental(Record, frozen=True, kw_only=True):
     """One rented machine on an account, as the marketplace tells it now.
 
     `billed_from_ms` is from when it bills, where the marketplace tells that; it may come later than `created_ms`.
+    `ends_ms` is there where the marketplace has given notice: it will end the rental then, for `ends_why`.
     """
 
     marketplace: str
@@ -177,6 +178,8 @@ class Rental(Record, frozen=True, kw_only=True):
     billed_from_ms: int | None = None
     ended_ms: int | None = None
     detail: str = ""
+    ends_ms: int | None = None
+    ends_why: str = ""
 
 
 class MarketCharge(Record, frozen=True, kw_only=True):
@@ -252,6 +255,10 @@ ENDED_STATES = frozenset({LeaseState.RELEASED, LeaseState.FAILED})
 BILLING_STATES = frozenset(LeaseState) - ENDED_STATES - {LeaseState.WISHED, LeaseState.QUOTING}
 
 
+# Time enough to rent and set up another node, and to bring over what the first one holds.
+HEED_NOTICE_MS = 15 * 60_000
+
+
 class LeaseGoal(StrEnum):
     """What a lease is heading for. NODE: a ready node, by the next offer if need be; RELEASED and FAILED: its end."""
 
@@ -266,6 +273,22 @@ class Owner(Record, frozen=True, kw_only=True):
     user: str = ""
     project: str = ""
     notebook: str = ""
+
+
+class Notice(Record, frozen=True, kw_only=True):
+    """Somebody's word that a node ends at `ends_ms`, though nobody on the user's side has asked for that.
+
+    `source`: the marketplace (a machine reclaimed, a host that is drained), the node itself (it is being shut down), or
+    the lease's own deadline. A deadline is no loss that somebody else causes, so nothing is rented in its place.
+    """
+
+    ends_ms: int
+    reason: str
+    source: Literal["marketplace", "node", "deadline"]
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether it is time to move what the node holds; a node that has a day left is used until then."""
+        return self.ends_ms - now_ms <= HEED_NOTICE_MS
 
 
 class LeaseRequest(Record, frozen=True, kw_only=True):
@@ -308,7 +331,7 @@ class Lease(Record, frozen=True, kw_only=True):
     `billed_from_ms`/`billed_to_ms` span what the marketplace may charge for the current attempt.
     `attempts` holds the attempts that failed before they were ready, each with its billed span; the
     current one is in the lease's own fields and moves there when it has failed, so no time is in both.
-    `received_bytes` and `sent_bytes` are the node's own word on its traffic.
+    `received_bytes` and `sent_bytes` are the node's own word on its traffic. `notice`: the node will end soon.
     """
 
     lease_id: str
@@ -338,6 +361,7 @@ class Lease(Record, frozen=True, kw_only=True):
     sent_bytes: int = 0
     probe: dict[str, Any] = {}
     cluster_id: str = ""
+    notice: Notice | None = None
 
     @property
     def may_bill(self) -> bool:

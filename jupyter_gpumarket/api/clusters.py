@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from jupyter_gpumarket.api.base import Request
-from jupyter_gpumarket.models import NodeAddress, Offer, Owner, Record, RunStatus, SelfStop
+from jupyter_gpumarket.models import NodeAddress, Notice, Offer, Owner, Record, RunStatus, SelfStop
 
 
 class Attach(Request, frozen=True, kw_only=True):
@@ -14,6 +14,7 @@ class Attach(Request, frozen=True, kw_only=True):
     Idempotent: for a node already attached it changes deadline and address only. `key_path` is a 0600 file that holds
     the lease's private key. `host_key`: the recorded or the marketplace's; None: first sight decides.
     `resume`: the node was ready before; do not set up anew. `demo`: a GPU that the node calls a demo's counts as one.
+    `notice`: the node will end soon.
     """
 
     lease_id: str
@@ -28,18 +29,31 @@ class Attach(Request, frozen=True, kw_only=True):
     self_stop: SelfStop | None = None
     resume: bool = False
     demo: bool = False
+    notice: Notice | None = None
 
 
 class Detach(Request, frozen=True, kw_only=True):
-    """POST /v1/nodes/{lease_id}/detach: end sessions and agent (where reachable within `timeout_s`), close the link."""
+    """POST /v1/nodes/{lease_id}/detach: end sessions and agent (where reachable within `timeout_s`), close the link.
+
+    Before that, for at most `save_s`: cells that run and have declared outputs are interrupted, and what ended cells
+    have declared is fetched. `reason` is told to whoever waits for such a cell.
+    """
 
     timeout_s: float = 5.0
+    save_s: float = 0.0
+    reason: str = ""
 
 
 class DeadlineChange(Request, frozen=True, kw_only=True):
     """POST /v1/nodes/{lease_id}/deadline: a new time at which the node stops itself."""
 
     deadline_ms: int
+
+
+class NodeNotice(Request, frozen=True, kw_only=True):
+    """POST /v1/nodes/{lease_id}/notice: the node will end soon; None: that word was taken back."""
+
+    notice: Notice | None = None
 
 
 class InputRef(Request, frozen=True, kw_only=True):
@@ -127,6 +141,7 @@ class MessageBatch(Record, frozen=True, kw_only=True):
     run: RunView
     link: Literal["connecting", "up", "lost", "closed", "refused"]
     link_detail: str = ""
+    notice: Notice | None = None
 
 
 class ClusterInfo(Record, frozen=True, kw_only=True):

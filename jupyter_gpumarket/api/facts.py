@@ -63,6 +63,13 @@ class NodeIdle(Fact, frozen=True, kw_only=True, tag="node_idle"):
     idle_since_ms: int
 
 
+class NodeLeaving(Fact, frozen=True, kw_only=True, tag="node_leaving"):
+    """The node's own word that it is being shut down, at `ends_ms` at the latest."""
+
+    ends_ms: int
+    reason: str
+
+
 class NodeTraffic(Fact, frozen=True, kw_only=True, tag="node_traffic"):
     """The node's own word on how much has gone through its network, in all. Some marketplaces bill that."""
 
@@ -85,7 +92,19 @@ class RunEnded(Fact, frozen=True, kw_only=True, tag="run_ended"):
     reason: str = ""
 
 
-AnyFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle | NodeTraffic | RunStarted | RunEnded
+AnyFact = (
+    Linked
+    | Prepared
+    | Probed
+    | NodeFailed
+    | LinkLost
+    | LinkBack
+    | NodeIdle
+    | NodeLeaving
+    | NodeTraffic
+    | RunStarted
+    | RunEnded
+)
 
 
 class FactBatch(Request, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jupyter_gpumarket.models import Record
+from jupyter_gpumarket.models import Notice, Record
 
 
 class SetupStep(Record, frozen=True, kw_only=True):
@@ -51,3 +51,4 @@ class NodeView(Record, frozen=True, kw_only=True):
     running: tuple[str, ...] = ()
     use: NodeUse | None = None
     last_seen_ms: int | None = None
+    notice: Notice | None = None

@@ -32,6 +32,7 @@ from jupyter_gpumarket.api import (
     DaskWish,
     DeadlineChange,
     Detach,
+    NodeNotice,
     NodeView,
     Problem,
 )
@@ -109,6 +110,7 @@ class Clusters:
         self._tokens = tokens
         self._redactor = redactor
         self._broker_url = broker_url
+        self._call_timeout_s = call_timeout_s
         self._http = httpx.AsyncClient(trust_env=False, timeout=call_timeout_s, limits=httpx.Limits(max_connections=64))
         self._starting: dict[str, asyncio.Lock] = {}
         self._self_stops: dict[str, SelfStop | None] = {}
@@ -137,16 +139,31 @@ class Clusters:
             self_stop=self_stop,
             resume=resume,
             demo=lease.offer is not None and lease.offer.marketplace in self._demos,
+            notice=lease.notice,
         )
         process = await self._running(cluster_of(lease))
         await self._call(process, "PUT", f"/v1/nodes/{_part(lease.lease_id)}", body)
 
-    async def detach(self, lease: Lease) -> None:
-        """End what runs on the node as far as it can be reached. A cluster process that is gone needs no detaching."""
+    async def detach(self, lease: Lease, *, save_s: float = 0.0) -> None:
+        """End what runs on the node as far as it can be reached, after declared outputs were brought over in `save_s`.
+
+        A cluster process that is gone needs no detaching.
+        """
         self._self_stops.pop(lease.lease_id, None)
         process = await self._living(cluster_of(lease))
         if process is not None:
-            await self._call(process, "POST", f"/v1/nodes/{_part(lease.lease_id)}/detach", Detach())
+            body = Detach(save_s=save_s, reason=lease.reason)
+            path = f"/v1/nodes/{_part(lease.lease_id)}/detach"
+            await self._call(process, "POST", path, body, timeout_s=self._call_timeout_s + save_s)
+
+    async def warn(self, lease: Lease) -> None:
+        """Tell that the node will end soon, or that this word was taken back.
+
+        Raises:
+            Unreachable: the cluster process does not run and cannot be started, or does not answer.
+        """
+        process = await self._running(cluster_of(lease))
+        await self._call(process, "POST", f"/v1/nodes/{_part(lease.lease_id)}/notice", NodeNotice(notice=lease.notice))
 
     async def set_deadline(self, lease: Lease) -> None:
         """Tell the node its new deadline."""

@@ -36,6 +36,7 @@ from jupyter_gpumarket.leases.events import (
     RentUnclear,
     Search,
     SetDeadline,
+    Warn,
     Watch,
 )
 from jupyter_gpumarket.leases.labels import new_label
@@ -72,6 +73,7 @@ class Activities:
             Watch: self._watch,
             Attach: self._attach,
             SetDeadline: self._set_deadline,
+            Warn: self._warn,
             Detach: self._detach,
             Release: self._release,
         }
@@ -260,11 +262,19 @@ class Activities:
             # Else the marketplace would end an extended lease at the deadline it was rented with.
             await self._world.call(market.name, market.set_deadline(lease.rental_id, lease.deadline_ms))
 
+    async def _warn(self, lease_id: str, _instruction: Warn) -> None:
+        await self._world.clusters.warn(self._desk.current(lease_id))
+
     async def _detach(self, lease_id: str, _instruction: Detach) -> None:
-        """Say good-bye, within bounds: no trouble with a cluster process may keep a node rented."""
+        """Say good-bye, within bounds: no trouble with a cluster process may keep a node rented.
+
+        A node that still lives is first asked for what its cells have declared as outputs.
+        """
+        policy, lease = self._world.policy, self._desk.current(lease_id)
+        save_s = policy.save_s if lease.ready_ms is not None and lease.billed_to_ms is None else 0
         try:
-            async with asyncio.timeout(self._world.policy.detach_s):
-                await self._world.clusters.detach(self._desk.current(lease_id))
+            async with asyncio.timeout(policy.detach_s + save_s):
+                await self._world.clusters.detach(lease, save_s=save_s)
         except TimeoutError:
             log.warning("lease %s: its cluster process did not let go of the node in time", lease_id)
         except Exception as error:  # noqa: BLE001  the release must go on

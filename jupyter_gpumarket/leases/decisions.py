@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from jupyter_gpumarket.api import Linked, NodeFailed, NodeIdle, NodeTraffic, Probed
-from jupyter_gpumarket.leases import terms
+from jupyter_gpumarket.leases import notices, terms
 from jupyter_gpumarket.leases.events import (
     Attach,
     Detach,
@@ -80,7 +80,7 @@ def enter(lease: Lease, state: LeaseState, at: At, **changes: Any) -> Outcome:
         lease, state, at.now_ms, phase_s=at.policy.phase_s, budget_ppm=at.policy.phase_budget_ppm
     )
     entered = changed(lease, state=state, phases={**lease.phases, state: first_ms}, phase_deadline_ms=limit)
-    return entered, DUTIES[state]
+    return entered, (*DUTIES[state], *notices.warning(None, entered))
 
 
 # ── nothing to do, or the same again ─────────────────────────────────────────────────────────────────────────────────
@@ -188,7 +188,7 @@ def end_when_known(lease: Lease, event: ReleaseAsked, _at: At) -> Outcome:
 def end_at_deadline_when_known(lease: Lease, _event: Any, _at: At) -> Outcome:
     if lease.goal is not LeaseGoal.NODE:
         return lease, ()
-    return changed(lease, goal=LeaseGoal.RELEASED, reason=deadline_words(lease)), ()
+    return changed(lease, goal=LeaseGoal.RELEASED, reason=terms.deadline_words(lease)), ()
 
 
 # ── a rented machine, until it is ready ──────────────────────────────────────────────────────────────────────────────
@@ -209,13 +209,9 @@ def seen_with_node(lease: Lease, event: RentalSeen, at: At) -> Outcome:
     over = trouble(lease, event, at)
     if over is not None:
         return over
-    seen = as_told(lease, event, at)
-    return seen, (SetDeadline(),) if seen.deadline_ms != lease.deadline_ms and has_agent(lease) else ()
-
-
-def has_agent(lease: Lease) -> bool:
-    """Whether there is somebody on the node to be told a deadline."""
-    return lease.state in (S.READY, S.UNREACHABLE)
+    seen = notices.as_told(as_told(lease, event, at), event)
+    moved = (SetDeadline(),) if seen.deadline_ms != lease.deadline_ms and terms.has_agent(lease) else ()
+    return seen, (*moved, *notices.warning(lease, seen))
 
 
 def linked(lease: Lease, event: Linked, at: At) -> Outcome:
@@ -282,14 +278,14 @@ def release(lease: Lease, event: ReleaseAsked, at: At) -> Outcome:
 
 
 def deadline_reached(lease: Lease, _event: Any, at: At) -> Outcome:
-    return finish(lease, LeaseGoal.RELEASED, deadline_words(lease), at)
+    return finish(lease, LeaseGoal.RELEASED, terms.deadline_words(lease), at)
 
 
 def extend(lease: Lease, event: Extended, _at: At) -> Outcome:
     request = msgspec.structs.replace(lease.request, max_s=event.max_s, budget_nusd=event.budget_nusd)
-    lease = changed(lease, request=request)
-    lease = changed(lease, deadline_ms=terms.deadline_ms(lease))
-    return lease, (SetDeadline(),) if has_agent(lease) else ()
+    before, lease = lease, changed(lease, request=request)
+    lease = notices.without_own(changed(lease, deadline_ms=terms.deadline_ms(lease)))
+    return lease, (SetDeadline(), *notices.warning(before, lease)) if terms.has_agent(lease) else ()
 
 
 def want_end(lease: Lease, event: ReleaseAsked, _at: At) -> Outcome:
@@ -352,7 +348,7 @@ def as_told(lease: Lease, event: RentalSeen, at: At) -> Lease:
     if price is None or price < 0 or price == lease.price_nusd_hour:
         return lease
     lease = changed(lease, price_nusd_hour=price)
-    return changed(lease, deadline_ms=terms.deadline_ms(lease))
+    return notices.without_own(changed(lease, deadline_ms=terms.deadline_ms(lease)))
 
 
 def begun_as_told(lease: Lease, event: RentalSeen, at: At) -> Lease:
@@ -451,6 +447,7 @@ def attempt_moved(lease: Lease, reason: str, at: At) -> Lease:
         sent_bytes=0,
         probe={},
         phases={},
+        notice=None,
     )
 
 
@@ -471,12 +468,3 @@ def tried_words(lease: Lease) -> str:
 def reason_kept(lease: Lease, reason: str) -> str:
     """Somebody's wish to end the lease stays its reason."""
     return reason if lease.goal is LeaseGoal.NODE else lease.reason
-
-
-def deadline_words(lease: Lease) -> str:
-    by_time = terms.called_ms(lease) + lease.request.max_s * 1000
-    return (
-        "the agreed hours are over"
-        if lease.deadline_ms is not None and by_time <= lease.deadline_ms
-        else "the budget is used up"
-    )

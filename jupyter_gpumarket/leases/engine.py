@@ -96,7 +96,7 @@ class LeaseEngine:
         self._open: dict[str, Lease] = {}
         self._seq: dict[str, int] = {}
         self._tasks: dict[str, dict[type, asyncio.Task[None]]] = {}
-        self._timers: dict[str, tuple[tuple[int, Event], asyncio.Task[None]]] = {}
+        self._timers: dict[str, dict[tuple[int, Event], asyncio.Task[None]]] = {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._sweep_task: asyncio.Task[None] | None = None
         self._last_words: set[asyncio.Task[None]] = set()
@@ -198,7 +198,7 @@ class LeaseEngine:
     async def aclose(self) -> None:
         """Stop looking after the leases. They go on; the next start takes them up."""
         tasks = [task for by_kind in self._tasks.values() for task in by_kind.values()]
-        tasks += [task for _, task in self._timers.values()]
+        tasks += [task for by_due in self._timers.values() for task in by_due.values()]
         tasks += [*self._last_words, *([self._sweep_task] if self._sweep_task else [])]
         for task in tasks:
             task.cancel()
@@ -334,23 +334,23 @@ class LeaseEngine:
             failures += 1
 
     def _arm(self, lease: Lease) -> None:
-        due = machine.next_due(lease)
-        armed = self._timers.get(lease.lease_id)
-        if armed is not None and armed[0] == due and not armed[1].done():
-            return
-        self._disarm(lease.lease_id)
-        if due is not None:
-            timer = asyncio.get_running_loop().create_task(self._ring(lease.lease_id, *due))
-            self._timers[lease.lease_id] = (due, timer)
+        """A timer for each deadline. One that stands is left alone: a new one would take a set-back clock for true."""
+        due, armed = machine.due(lease), self._timers.setdefault(lease.lease_id, {})
+        for passed in [one for one in armed if one not in due or armed[one].done()]:
+            _cancel_other(armed.pop(passed))
+        for one in due:
+            if one not in armed:
+                clock = self._world.clock
+                until_s = clock.monotonic_s() + (one[0] - clock.now_ms()) / 1000
+                armed[one] = asyncio.get_running_loop().create_task(self._ring(lease.lease_id, *one, until_s))
 
     def _disarm(self, lease_id: str) -> None:
-        armed = self._timers.pop(lease_id, None)
-        _cancel_other(armed[1] if armed else None)
+        for timer in self._timers.pop(lease_id, {}).values():
+            _cancel_other(timer)
 
-    async def _ring(self, lease_id: str, at_ms: int, event: Event) -> None:
+    async def _ring(self, lease_id: str, at_ms: int, event: Event, until_s: float) -> None:
         """Wait by both clocks: the wall's goes on while a laptop sleeps, the monotonic one cannot be set back."""
         clock = self._world.clock
-        until_s = clock.monotonic_s() + (at_ms - clock.now_ms()) / 1000
         while (left_s := min((at_ms - clock.now_ms()) / 1000, until_s - clock.monotonic_s())) > 0:
             await clock.sleep(min(left_s, self._world.policy.timer_step_s))
         # It stays the lease's timer until this is written, so that no second one rings for the same deadline.

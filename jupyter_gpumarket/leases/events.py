@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import re
 
-from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, NodeTraffic, Prepared, Probed
+from jupyter_gpumarket.api import (
+    LinkBack,
+    Linked,
+    LinkLost,
+    NodeFailed,
+    NodeIdle,
+    NodeLeaving,
+    NodeTraffic,
+    Prepared,
+    Probed,
+)
 from jupyter_gpumarket.models import Quote, Record, Rental
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,8 +99,22 @@ class DeadlineReached(Record, frozen=True, kw_only=True):
     """The agreed hours, or the budget, are used up."""
 
 
-ClusterFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle | NodeTraffic
-CLUSTER_FACTS: tuple[type, ...] = (Linked, Prepared, Probed, NodeFailed, LinkLost, LinkBack, NodeIdle, NodeTraffic)
+class DeadlineNear(Record, frozen=True, kw_only=True):
+    """The agreed hours, or the budget, will soon be used up."""
+
+
+ClusterFact = Linked | Prepared | Probed | NodeFailed | LinkLost | LinkBack | NodeIdle | NodeLeaving | NodeTraffic
+CLUSTER_FACTS: tuple[type, ...] = (
+    Linked,
+    Prepared,
+    Probed,
+    NodeFailed,
+    LinkLost,
+    LinkBack,
+    NodeIdle,
+    NodeLeaving,
+    NodeTraffic,
+)
 
 Event = (
     TakenUp
@@ -107,6 +131,7 @@ Event = (
     | Extended
     | PhaseTimeUp
     | DeadlineReached
+    | DeadlineNear
     | ClusterFact
 )
 EVENTS: tuple[type, ...] = (
@@ -124,6 +149,7 @@ EVENTS: tuple[type, ...] = (
     Extended,
     PhaseTimeUp,
     DeadlineReached,
+    DeadlineNear,
     *CLUSTER_FACTS,
 )
 
@@ -162,6 +188,10 @@ class SetDeadline(Record, frozen=True, kw_only=True):
     """Tell the node when it stops itself."""
 
 
+class Warn(Record, frozen=True, kw_only=True):
+    """Tell the cluster process that the node will end soon, or that this word was taken back."""
+
+
 class Detach(Record, frozen=True, kw_only=True):
     """Say good-bye to the node → Detached."""
 
@@ -185,4 +215,4 @@ class Judge(Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
-Instruction = FindOffer | Rent | Search | Watch | Attach | SetDeadline | Detach | Release | WipeKey | Judge
+Instruction = FindOffer | Rent | Search | Watch | Attach | SetDeadline | Warn | Detach | Release | WipeKey | Judge

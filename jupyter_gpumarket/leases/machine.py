@@ -10,7 +10,10 @@ Rules that this table and the engine hold together (tests/leases/simulation chec
 5. A rental that is dearer, or less firm, than quoted is given back at once.
 6. Each phase before READY has a deadline in time and in money; then the machine is remembered as bad and the next offer
    follows.
-7. The agreed hours and the budget are one deadline; the node keeps it by itself, and so does this side.
+7. The agreed hours and the budget are one deadline; the node keeps it by itself, and so does this side, a moment
+   earlier, so that what cells have declared as outputs can be brought over before it.
+8. A notice (the marketplace, the node, or the deadline says that the node will end) changes no state: it is kept with
+   the lease and passed on to whoever works on the node.
 
 An event that a state does not know is a bug of ours and raises `InvalidTransition` with the lease's story. What may
 legitimately come late or twice is in the table as `ignore`. Wishes (release, extend) that a state cannot take are
@@ -22,12 +25,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from jupyter_gpumarket.api import Fact, LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, NodeTraffic, Prepared, Probed
+from jupyter_gpumarket.api import (
+    Fact,
+    LinkBack,
+    Linked,
+    LinkLost,
+    NodeFailed,
+    NodeIdle,
+    NodeLeaving,
+    NodeTraffic,
+    Prepared,
+    Probed,
+)
 from jupyter_gpumarket.clock import iso_utc
 from jupyter_gpumarket.errors import InvalidTransition
 from jupyter_gpumarket.leases import decisions as d
+from jupyter_gpumarket.leases import notices, terms
 from jupyter_gpumarket.leases.events import (
     CLUSTER_FACTS,
+    DeadlineNear,
     DeadlineReached,
     Detached,
     Event,
@@ -129,6 +145,7 @@ def attached(state: LeaseState, special: Row) -> Row:
     return {
         **stay(Linked, Prepared, LinkLost, LinkBack, NodeIdle, at=state),
         NodeTraffic: to(d.traffic, state),
+        NodeLeaving: to(notices.node_leaving, state),
         TakenUp: to(d.take_up_node, state),
         RentalSeen: to(d.seen_with_node, state, *GIVE_BACK),
         NodeFailed: to(d.node_failed, *GIVE_BACK),
@@ -169,6 +186,7 @@ READY = attached(
     {
         Probed: to(d.probed_again, S.READY, *GIVE_BACK),
         LinkLost: to(d.link_lost, S.UNREACHABLE),
+        DeadlineNear: to(notices.deadline_near, S.READY),
         NodeIdle: to(d.idle, S.READY, *GIVE_BACK),
     },
 )
@@ -177,6 +195,7 @@ UNREACHABLE = attached(
     {
         Probed: to(d.probed_again, S.UNREACHABLE, *GIVE_BACK),
         LinkBack: to(d.link_back, S.READY),
+        DeadlineNear: to(notices.deadline_near, S.UNREACHABLE),
     },
 )
 
@@ -269,15 +288,18 @@ def is_stale(lease: Lease, event: Event) -> bool:
     return lease.created_ms <= event.at_ms < lease.phases[S.LINKING]
 
 
-def next_due(lease: Lease) -> tuple[int, Event] | None:
-    """The next deadline of a lease and what it means; None when time alone changes nothing."""
+def due(lease: Lease) -> tuple[tuple[int, Event], ...]:
+    """The deadlines of a lease and what each means; none when time alone changes nothing."""
     candidates: list[tuple[int, Event]] = []
     if lease.phase_deadline_ms is not None and (lease.state, PhaseTimeUp) in TABLE:
         candidates.append((lease.phase_deadline_ms, PhaseTimeUp()))
     wanted = lease.goal is LeaseGoal.NODE
     if wanted and lease.deadline_ms is not None and (lease.state, DeadlineReached) in TABLE:
-        candidates.append((lease.deadline_ms, DeadlineReached()))
-    return min(candidates, key=lambda due: due[0], default=None)
+        is_attached = (lease.state, DeadlineNear) in TABLE
+        candidates.append((terms.give_back_ms(lease) if is_attached else lease.deadline_ms, DeadlineReached()))
+        if is_attached and lease.notice is None:
+            candidates.append((terms.near_ms(lease), DeadlineNear()))
+    return tuple(candidates)
 
 
 def may_extend(lease: Lease) -> bool:

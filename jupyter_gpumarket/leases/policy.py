@@ -35,6 +35,7 @@ class Policy(Record, frozen=True, kw_only=True):
         show_unconfirmed_after: release calls without proof of the end, after which the user is told.
         sweep_every_s: how often each account is searched for rentals with our label that no lease knows.
         detach_s: how long saying good-bye to a node may delay its release.
+        save_s: how long, before that, declared outputs of its cells may be on their way.
         bad_machine_s: how long a machine is remembered as bad.
         least_paid_s: an offer that the budget pays for less than this is not worth taking.
         take_up_s: what is left at least of a phase when the broker starts again.
@@ -57,6 +58,7 @@ class Policy(Record, frozen=True, kw_only=True):
     show_unconfirmed_after: int = 3
     sweep_every_s: float = 120
     detach_s: float = 5
+    save_s: float = 10
     bad_machine_s: int = 24 * 3600
     least_paid_s: int = 30
     take_up_s: int = 60

@@ -67,8 +67,14 @@ class ClusterPort(Protocol):
             GpuMarketError: the cluster process cannot be reached; the engine tries again.
         """
 
-    async def detach(self, lease: Lease) -> None:
-        """End what runs on the node, as far as it can be reached, and forget it. Idempotent."""
+    async def detach(self, lease: Lease, *, save_s: float) -> None:
+        """End what runs on the node, as far as it can be reached, and forget it. Idempotent.
+
+        Declared outputs of its cells may be brought over first, for at most `save_s`.
+        """
+
+    async def warn(self, lease: Lease) -> None:
+        """Tell that the node will end soon (`lease.notice`), or that this word was taken back (None)."""
 
     async def set_deadline(self, lease: Lease) -> None:
         """Tell the node its new deadline."""

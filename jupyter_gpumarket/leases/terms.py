@@ -6,6 +6,9 @@ from jupyter_gpumarket.models import Billing, Lease, LeaseRequest, LeaseState, P
 from jupyter_gpumarket.money import affordable_ms, cost_nusd
 
 PPM = 1_000_000
+SAVE_MS = 12_000
+NEAR_MS = 300_000
+SMALL_PART = 10
 BILLED_PHASES = frozenset({LeaseState.BOOTING, LeaseState.LINKING, LeaseState.PREPARING, LeaseState.PROBING})
 
 
@@ -52,6 +55,37 @@ def deadline_ms(lease: Lease) -> int | None:
         return None
     paid_ms = payable_ms(lease.price_nusd_hour, lease.offer.billing, left_nusd(lease))
     return called_ms(lease) + min(lease.request.max_s * 1000, paid_ms)
+
+
+def give_back_ms(lease: Lease) -> int:
+    """When a node is told good-bye, before its deadline ends it: time enough to bring declared outputs over."""
+    return _before_deadline_ms(lease, SAVE_MS)
+
+
+def near_ms(lease: Lease) -> int:
+    """From when on people and programs are told that the deadline is near."""
+    return _before_deadline_ms(lease, NEAR_MS)
+
+
+def _before_deadline_ms(lease: Lease, most_ms: int) -> int:
+    """So long before the deadline, and never more than a small part of the whole time."""
+    assert lease.deadline_ms is not None, "only a lease with a deadline is asked"
+    return lease.deadline_ms - min(most_ms, max(0, lease.deadline_ms - called_ms(lease)) // SMALL_PART)
+
+
+def deadline_words(lease: Lease) -> str:
+    """What the deadline stands for, for people."""
+    by_time = called_ms(lease) + lease.request.max_s * 1000
+    return (
+        "the agreed hours are over"
+        if lease.deadline_ms is not None and by_time <= lease.deadline_ms
+        else "the budget is used up"
+    )
+
+
+def has_agent(lease: Lease) -> bool:
+    """Whether there is somebody on the node to be told a deadline."""
+    return lease.state in (LeaseState.READY, LeaseState.UNREACHABLE)
 
 
 def phase_deadline_ms(

@@ -205,6 +205,7 @@ class FakeClusters:
         self.engine: LeaseEngine | None = None
         self.calls: list[str] = []
         self.differences: tuple[str, ...] = ()
+        self.saved_s: float | None = None
         self._clock = clock or SystemClock()
 
     async def attach(self, lease: Lease, *, self_stop: SelfStop | None, resume: bool) -> None:
@@ -222,8 +223,12 @@ class FakeClusters:
         await self.engine.report(Prepared(lease_id=lease_id, at_ms=at_ms, python="3", versions={}, steps_ms={}))
         await self.engine.report(Probed(lease_id=lease_id, at_ms=at_ms, report={}, differences=self.differences))
 
-    async def detach(self, lease: Lease) -> None:
+    async def detach(self, lease: Lease, *, save_s: float) -> None:
         self.calls.append("detach")
+        self.saved_s = save_s
+
+    async def warn(self, lease: Lease) -> None:
+        self.calls.append("warn" if lease.notice is not None else "all clear")
 
     async def set_deadline(self, lease: Lease) -> None:
         self.calls.append("set_deadline")

@@ -478,10 +478,10 @@ async def test_a_hanging_cluster_process_does_not_keep_a_node_rented() -> None:
     """Saying good-bye is bounded."""
 
     class Hangs(FakeClusters):
-        async def detach(self, lease: Lease) -> None:
+        async def detach(self, lease: Lease, *, save_s: float) -> None:
             await asyncio.sleep(3600)
 
-    policy = msgspec.structs.replace(QUICK, detach_s=0.05)
+    policy = msgspec.structs.replace(QUICK, detach_s=0.05, save_s=0.05)
     async with running(Bench(policy=policy, clusters=Hangs())) as bench:
         lease = await ready(bench)
         await bench.engine.release(lease.lease_id, "done")

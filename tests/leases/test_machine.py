@@ -6,11 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, NodeTraffic, Prepared, Probed
+from jupyter_gpumarket.api import (
+    LinkBack,
+    Linked,
+    LinkLost,
+    NodeFailed,
+    NodeIdle,
+    NodeLeaving,
+    NodeTraffic,
+    Prepared,
+    Probed,
+)
 from jupyter_gpumarket.errors import InvalidTransition
 from jupyter_gpumarket.leases import Policy, decisions, machine
 from jupyter_gpumarket.leases.events import (
     EVENTS,
+    DeadlineNear,
     DeadlineReached,
     Detached,
     Event,
@@ -34,6 +45,7 @@ from jupyter_gpumarket.models import (
     LeaseGoal,
     LeaseState,
     NodeAddress,
+    Notice,
     PriceKind,
     Quote,
     Rental,
@@ -101,6 +113,7 @@ EVENT: dict[str, Event] = {
     "rental_seen unknown": RentalSeen(
         rental=rental(RentalStatus.UNKNOWN, address=None, price_nusd_hour=None, kind=None)
     ),
+    "rental_seen leaving": RentalSeen(rental=rental(ends_ms=2_000_000, ends_why="reclaimed")),
     "rental_seen failed": RentalSeen(rental=rental(RentalStatus.FAILED)),
     "rental_seen gone": RentalSeen(rental=rental(RentalStatus.GONE)),
     "rental_seen dearer": RentalSeen(rental=rental(price_nusd_hour=700_000_000)),
@@ -112,6 +125,7 @@ EVENT: dict[str, Event] = {
     "extended": Extended(max_s=7200, budget_nusd=2_000_000_000),
     "phase_time_up": PhaseTimeUp(),
     "deadline_reached": DeadlineReached(),
+    "deadline_near": DeadlineNear(),
     "linked": fact(Linked, host_key="k", first_sight=True),
     "prepared": fact(Prepared, python="3.11", versions={}, steps_ms={}),
     "probed": fact(Probed, report={"gpu": "A"}, differences=()),
@@ -121,6 +135,7 @@ EVENT: dict[str, Event] = {
     "link_lost": fact(LinkLost, reason="cut"),
     "link_back": fact(LinkBack, same_boot=True),
     "node_idle": fact(NodeIdle, idle_since_ms=NOW_MS - 1),
+    "node_leaving": fact(NodeLeaving, ends_ms=NOW_MS + 5_000, reason="SIGTERM"),
     "node_traffic": fact(NodeTraffic, received_bytes=5_000, sent_bytes=2**60),
     "node_idle long": fact(NodeIdle, idle_since_ms=NOW_MS - 1800_000),
 }
@@ -131,6 +146,7 @@ LEASE = {
     "lost": {"goal": LeaseGoal.FAILED, "reason": "preempted"},
     "last": {"attempts": (TRIED,)},
     "asked": {"release_asks": 2},
+    "warned": {"notice": Notice(ends_ms=2_500_000, reason="reclaimed", source="marketplace")},
     "nameless": {"offer": offer(machine_id="")},
     "poor": {"request": request(budget_nusd=50_000_000)},
 }
@@ -192,6 +208,7 @@ booting / extended → booting:
 
 linking / taken_up → linking: Attach Watch
 linking / node_traffic → linking:
+linking / node_leaving → linking:
 linking / linked → preparing: Watch
 linking / prepared → probing: Watch
 linking / probed → ready: SetDeadline Watch Judge+
@@ -208,6 +225,7 @@ linking / extended → linking:
 
 preparing / taken_up → preparing: Attach Watch
 preparing / node_traffic → preparing:
+preparing / node_leaving → preparing:
 preparing / prepared → probing: Watch
 preparing / probed → ready: SetDeadline Watch Judge+
 preparing / probed otherwise → draining: Detach Judge-
@@ -221,6 +239,9 @@ preparing / extended → preparing:
 
 probing / taken_up → probing: Attach Watch
 probing / node_traffic → probing:
+probing / node_leaving → probing:
+probing / rental_seen leaving → probing:
+probing warned / probed → ready: SetDeadline Watch Warn Judge+
 probing / probed → ready: SetDeadline Watch Judge+
 probing / probed otherwise → draining: Detach Judge-
 probing / node_failed → draining: Detach Judge-
@@ -237,6 +258,16 @@ ready / probed otherwise → draining: Detach Judge-
 ready / link_lost → unreachable: SetDeadline Watch
 ready / node_idle → ready:
 ready / node_traffic → ready:
+ready / node_leaving → ready: Warn
+ready warned / node_leaving → ready:
+ready / rental_seen leaving → ready: Warn
+ready warned / rental_seen → ready: Warn
+ready warned / rental_seen unknown → ready:
+ready warned / link_lost → unreachable: SetDeadline Watch Warn
+ready warned / release_asked → draining: Detach
+ready warned / extended → ready: SetDeadline
+ready / deadline_near → ready: Warn
+ready warned / deadline_near → ready:
 draining / node_traffic → draining:
 ready / node_idle long → draining: Detach
 ready / node_failed → draining: Detach Judge-
@@ -252,6 +283,8 @@ unreachable / taken_up → unreachable: Attach SetDeadline Watch
 unreachable / probed → unreachable:
 unreachable / probed otherwise → draining: Detach Judge-
 unreachable / node_traffic → unreachable:
+unreachable / node_leaving → unreachable: Warn
+unreachable / deadline_near → unreachable: Warn
 unreachable / link_back → ready: SetDeadline Watch
 unreachable / node_failed → draining: Detach Judge-
 unreachable / rental_seen → unreachable:

@@ -152,7 +152,10 @@ class LightClusters:
         await self.engine.report(Prepared(python="3", versions={}, steps_ms={}, **told))  # type: ignore[arg-type]
         await self.engine.report(Probed(report={}, differences=found, **told))  # type: ignore[arg-type]
 
-    async def detach(self, lease: Lease) -> None:
+    async def warn(self, lease: Lease) -> None:
+        return None
+
+    async def detach(self, lease: Lease, *, save_s: float) -> None:
         for task in self._tasks:
             task.cancel()
 

@@ -42,6 +42,7 @@ class Truth:
     listed_ms: int
     boots_ms: int | None
     dies_ms: int | None = None
+    told_from_ms: int | None = None
     gone_ms: int | None = None
     stubborn: int = 0
     colleague: bool = False
@@ -139,6 +140,8 @@ class Cloud:
             wrong_gpu=not colleague and self.happens(options.wrong_gpu),
             tells_begin=options.tells_begin,
         )
+        if dies_ms is not None and self.happens(options.noticed):
+            truth.told_from_ms = dies_ms - round(self.rng.uniform(0, 600) * 1000)
         self.rentals[truth.rental_id] = truth
         self.dirty = True
         self.trace(f"create {truth.rental_id} {label} {offer.offer_id}")
@@ -193,7 +196,13 @@ class Cloud:
             address=NodeAddress(host="10.0.0.1", port=22, user="root") if status is RentalStatus.RUNNING else None,
             created_ms=truth.created_ms,
             billed_from_ms=truth.bills_from_ms if truth.tells_begin and status is RentalStatus.RUNNING else None,
+            ends_ms=truth.dies_ms if self.announces_end(truth) and status is RentalStatus.RUNNING else None,
+            ends_why="the owner wants it back",
         )
+
+    def announces_end(self, truth: Truth) -> bool:
+        """Whether the marketplace has given notice by now."""
+        return truth.told_from_ms is not None and truth.told_from_ms <= self.clock.now_ms()
 
     def shown(self, truth: Truth) -> bool:
         """Whether the listing has it: late when it is new, and, when it is gone, still for a while."""

@@ -36,6 +36,7 @@ class Invariants:
         self.longest: dict[str, float] = {}
         self._unknown_since: dict[str, float] = {}
         self._unwell_at_start: dict[str, float] = {}
+        self._untold_since: dict[str, float] = {}
         self._phase_since: dict[tuple[str, LeaseState, int], float] = {}
         world.cloud.on_create = self._created
         world.cloud.on_release = self._release_asked
@@ -120,6 +121,7 @@ class Invariants:
                 self._known_or_found(truth, open_leases)
         for lease in open_leases:
             self._moves_on(lease)
+            self._notice_passed_on(lease)
         for lease in self._world.store.rows.values():
             self._in_budget(lease)
 
@@ -156,6 +158,20 @@ class Invariants:
         waited = self._waited("phases end", self._phase_since, key, bad=True)
         if waited > 1200:
             self._fail("phases end", f"{lease.lease_id} is {lease.state.value} for {waited:.0f} s")
+
+    def _notice_passed_on(self, lease: Lease) -> None:
+        """What the marketplace announces is soon known here, and to whoever works on the node."""
+        if lease.state not in (S.READY, S.UNREACHABLE):
+            self._untold_since.pop(lease.rental_id, None)
+            return
+        truth = self._world.cloud.rentals[lease.rental_id]
+        ends_ms = truth.dies_ms if self._world.cloud.announces_end(truth) and truth.gone_ms is None else None
+        is_early = ends_ms is not None and (lease.deadline_ms is None or ends_ms < lease.deadline_ms)
+        told = self._world.nodes.warned.get(lease.rental_id)
+        is_told = lease.notice is not None and told == lease.notice
+        waited = self._waited("notice passed on", self._untold_since, lease.rental_id, is_early and not is_told)
+        if waited > REACTION_S / 2:
+            self._fail("notice passed on", f"{lease.lease_id} is not told for {waited:.0f} s: {told}, {lease.notice}")
 
     def _waited(self, name: str, since: dict, key: object, bad: bool) -> float:  # type: ignore[type-arg]
         """Healthy seconds for which something has been bad without a break."""

@@ -8,9 +8,9 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, Prepared, Probed
+from jupyter_gpumarket.api import LinkBack, Linked, LinkLost, NodeFailed, NodeIdle, NodeLeaving, Prepared, Probed
 from jupyter_gpumarket.errors import Temporary
-from jupyter_gpumarket.models import Lease, SelfStop
+from jupyter_gpumarket.models import Lease, Notice, SelfStop
 from tests.leases.simulation.cloud import Cloud
 from tests.leases.simulation.loop import INCARNATION
 
@@ -36,6 +36,7 @@ class Nodes:
         self._queue: list[Any] = []
         self._sender: asyncio.Task[None] | None = None
         self.deadlines: dict[str, int] = {}
+        self.warned: dict[str, Notice | None] = {}
 
     def attach(self, lease: Lease) -> None:
         """Idempotent; a new rental of the same lease is a new node."""
@@ -45,6 +46,7 @@ class Nodes:
         self.detach(lease)
         assert lease.deadline_ms is not None
         self.deadlines[lease.rental_id] = lease.deadline_ms
+        self.warned[lease.rental_id] = lease.notice
         task = self._outside(self._life(lease.lease_id, lease.rental_id))
         self._lives[lease.lease_id] = (lease.rental_id, task)
 
@@ -139,9 +141,21 @@ class Nodes:
             if not self._up(rental_id):
                 self._say(LinkLost(lease_id=lease_id, at_ms=self._now(), reason="silent"))
                 return
+            if self._cloud.happens(self._cloud.options.node_notices):
+                await self._shut_down(lease_id, rental_id)
+                return
             if self._cloud.happens(0.2):
                 idle_since_ms = self._now() - self._rng.randint(1, 2_000_000)
                 self._say(NodeIdle(lease_id=lease_id, at_ms=self._now(), idle_since_ms=idle_since_ms))
+
+    async def _shut_down(self, lease_id: str, rental_id: str) -> None:
+        """The machine is shut down, says so, and is silent from then on; its rental ends a little later."""
+        ends_ms = self._now() + self._rng.randint(0, 60_000)
+        self._say(NodeLeaving(lease_id=lease_id, at_ms=self._now(), ends_ms=ends_ms, reason="SIGTERM"))
+        truth = self._cloud.rentals[rental_id]
+        truth.dies_ms = min(truth.dies_ms or ends_ms, ends_ms)
+        await asyncio.sleep((ends_ms - self._now()) / 1000)
+        self._say(LinkLost(lease_id=lease_id, at_ms=self._now(), reason="silent"))
 
     async def _watchdog(self, rental_id: str) -> None:
         """Runs on the node: stops it at its deadline, whoever is up on the user's side."""
@@ -164,9 +178,15 @@ class Port:
         await self._reach()
         self._nodes.attach(lease)
 
-    async def detach(self, lease: Lease) -> None:
+    async def detach(self, lease: Lease, *, save_s: float) -> None:
         await self._reach()
+        await asyncio.sleep(self._cloud.rng.uniform(0, 2 * save_s))
+        self._gate()
         self._nodes.detach(lease)
+
+    async def warn(self, lease: Lease) -> None:
+        await self._reach()
+        self._nodes.warned[lease.rental_id] = lease.notice
 
     async def set_deadline(self, lease: Lease) -> None:
         await self._reach()

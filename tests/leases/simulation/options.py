@@ -37,6 +37,8 @@ class Options:
     leases: int
     machines: int
     tells_begin: bool
+    noticed: float
+    node_notices: float
 
 
 def drawn(seed: int) -> Options:
@@ -75,4 +77,6 @@ def drawn(seed: int) -> Options:
         leases=rng.choice([1, 2, 4]),
         machines=rng.choice([1, 3, 5]),
         tells_begin=rng.random() < 0.5,
+        noticed=rng.choice([0.0, 0.5, 1.0]),
+        node_notices=chance(0.2),
     )
