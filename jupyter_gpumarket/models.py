@@ -257,6 +257,8 @@ BILLING_STATES = frozenset(LeaseState) - ENDED_STATES - {LeaseState.WISHED, Leas
 
 # Time enough to rent and set up another node, and to bring over what the first one holds.
 HEED_NOTICE_MS = 15 * 60_000
+# Nobody comes in its place, and its time is paid: only what it holds has to move.
+HEED_DEADLINE_MS = 60_000
 
 
 class LeaseGoal(StrEnum):
@@ -288,7 +290,7 @@ class Notice(Record, frozen=True, kw_only=True):
 
     def is_due(self, now_ms: int) -> bool:
         """Whether it is time to move what the node holds; a node that has a day left is used until then."""
-        return self.ends_ms - now_ms <= HEED_NOTICE_MS
+        return self.ends_ms - now_ms <= (HEED_DEADLINE_MS if self.source == "deadline" else HEED_NOTICE_MS)
 
 
 class LeaseRequest(Record, frozen=True, kw_only=True):

@@ -43,6 +43,9 @@ from jupyter_gpumarket.wire.streams import Streams
 
 USE_EVERY_S = 3.0
 HEARTBEAT_EVERY_S = 1.0
+# Between SIGTERM and the end: less than the watchdog waits, and than containers are given.
+FAREWELL_S = 2.5
+SAID_S = 0.2
 TAIL_BYTES = 256 * 1024
 
 
@@ -91,13 +94,14 @@ class Agent:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._over = asyncio.Event()
         self._is_marked_busy: bool | None = None
+        self._farewell: asyncio.Task[None] | None = None
         self._keep_files = True
 
     async def serve(self) -> None:
         """Listen and work until a `Shutdown` order or SIGTERM."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._over.set)
+            loop.add_signal_handler(signum, self._told_to_end)
         self._folder.socket.unlink(missing_ok=True)
         # By relative name: a socket's whole path may have only about 100 characters.
         os.chdir(self._folder.root)
@@ -122,6 +126,21 @@ class Agent:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             sys.stderr.write(f"agent: {type(error).__name__}: {error}\n")
+
+    def _told_to_end(self) -> None:
+        """By somebody else than the user's side: the container is stopped, or the watchdog stops the node."""
+        if self._farewell is None:
+            self._farewell = self._start(self._say_farewell())
+        else:
+            self._over.set()
+
+    async def _say_farewell(self) -> None:
+        """Say so, and give the user's side a moment to fetch what cells have declared as outputs."""
+        if self._peer.attached:
+            reason = self._folder.why_stopped() or "the agent on the node was told to end (SIGTERM)"
+            self._outbox.put(("leaving",), m.Leaving(left_ms=round(FAREWELL_S * 1000), reason=reason))
+            await asyncio.sleep(FAREWELL_S if self._is_marked_busy else SAID_S)
+        self._over.set()
 
     async def _end(self) -> None:
         for session in list(self._sessions.values()):
@@ -321,6 +340,7 @@ class Agent:
     async def _interrupt(self, order: m.Interrupt) -> None:
         run = self._runs.get(order.run_id)
         if run is not None and not run.has_ended and (session := self._sessions.get(run.state.session)):
+            run.saves_outputs = run.saves_outputs or order.save
             await session.interrupt(run)
 
     def _saved(self, order: m.Saved) -> None:

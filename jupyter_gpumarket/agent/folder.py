@@ -34,6 +34,13 @@ class NodeFolder:
         for folder in (self.root, self.runs, self.blobs, self.kernels, self.dask, self.work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    def why_stopped(self) -> str:
+        """What the watchdog wrote down when it began to stop the node; empty while it has not."""
+        try:
+            return (self.root / "stopped").read_text("utf-8", "replace").strip()[:500]
+        except OSError:
+            return ""
+
     def blob(self, sha256: str) -> Path:
         """Where an input lies.
 

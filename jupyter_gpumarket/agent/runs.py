@@ -40,6 +40,7 @@ class Run:
         self.state = state
         self.log = RunLog(folder, state.run_id)
         self.is_interrupted = False
+        self.saves_outputs = False
         self.grew = asyncio.Event()
         self._clock = clock
         self._tell = tell

@@ -183,12 +183,13 @@ class Session:
         }
         reply = await self._request(kernel, collector, "execute_request", content)
         await self._obey_payload(kernel, run, reply)
-        if reply["status"] != "ok" or not order.outputs:
-            return outcome_of(reply, run)
+        outcome = outcome_of(reply, run)
+        if not order.outputs or (reply["status"] != "ok" and not run.saves_outputs):
+            return outcome
         names = [{"name": name, "path": str(run.output_file(name))} for name in order.outputs]
         encoded = await self._request(kernel, collector, "gpumarket_outputs", {"outputs": names})
         outputs = msgspec.convert(encoded["outputs"], tuple[OutputReport, ...])
-        return Outcome(status=RunStatus.OK, outputs=outputs)
+        return msgspec.structs.replace(outcome, outputs=outputs)
 
     async def _request(
         self, kernel: Kernel, collector: Collector, msg_type: str, content: dict[str, Any]

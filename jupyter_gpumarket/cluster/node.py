@@ -22,6 +22,7 @@ from jupyter_gpumarket.api import (
     Linked,
     LinkLost,
     NodeFailed,
+    NodeLeaving,
     NodeView,
     Prepared,
     Probed,
@@ -30,12 +31,14 @@ from jupyter_gpumarket.api import (
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.bulk import Bulk
+from jupyter_gpumarket.cluster.farewell import save_outputs
 from jupyter_gpumarket.cluster.progress import Facts
 from jupyter_gpumarket.cluster.reach import Link, Reach
 from jupyter_gpumarket.cluster.records import NodeRecord
 from jupyter_gpumarket.cluster.runs import RunStore
 from jupyter_gpumarket.cluster.talk import Talk
 from jupyter_gpumarket.errors import GpuMarketError, HostKeyChanged, NodeError, Unreachable, WireError
+from jupyter_gpumarket.models import Notice
 from jupyter_gpumarket.nodes import Installed, backoff_s
 from jupyter_gpumarket.wire import messages as wire
 from jupyter_gpumarket.wire.bulk import TakeBlob
@@ -45,6 +48,7 @@ from jupyter_gpumarket.wire.peer import Peer, Reader, Writer
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+LONGEST_NOTICE_MS = 3600_000
 
 Phase = Literal["linking", "preparing", "probing", "ready", "failed", "detached"]
 LinkState = Literal["connecting", "up", "lost", "closed", "refused"]
@@ -111,6 +115,7 @@ class Node:
             bulk=Bulk(self._run_command),
         )
         self.talk.progress.ready_ms = record.ready_ms
+        self.talk.on_leaving = self._on_leaving
 
     @property
     def lease_id(self) -> str:
@@ -125,6 +130,12 @@ class Node:
     def is_ready(self) -> bool:
         """Whether cells can run on it, now or when its link is back."""
         return self._phase == "ready"
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it will end so soon that what it holds should move to others."""
+        notice = self.record.attach.notice
+        return notice is not None and notice.is_due(self._clock.now_ms())
 
     @property
     def link_detail(self) -> str:
@@ -156,10 +167,24 @@ class Node:
         self._change(attach=msgspec.structs.replace(self.record.attach, deadline_ms=deadline_ms))
         self.talk.order(self._deadline())
 
+    def set_notice(self, notice: Notice | None) -> None:
+        """The node will end soon; None: that word was taken back."""
+        if notice != self.record.attach.notice:
+            self._change(attach=msgspec.structs.replace(self.record.attach, notice=notice))
+
     def restart_session(self, session: str) -> bool:
         """Pass a restart on; whether the node can hear it now (if not, it is told when it answers again)."""
         self.talk.order(wire.RestartSession(session=session))
         return self._peer.attached
+
+    async def save_outputs(self, timeout_s: float, reason: str) -> None:
+        """Bring over what cells have declared as outputs, as far as that goes in this time."""
+        if timeout_s > 0 and self._peer.attached:
+            missing = await save_outputs(
+                self._runs.of_node(self.lease_id), self.talk, timeout_s=timeout_s, reason=reason
+            )
+            for run in missing:
+                logger.warning("node %s: the outputs of %s did not come in time", self.lease_id, run.run_id)
 
     async def detach(self, timeout_s: float) -> None:
         """End the agent where it can be reached in time, close the link, and give up what still ran."""
@@ -222,6 +247,7 @@ class Node:
             running=self.talk.progress.running,
             use=self.talk.use,
             last_seen_ms=self._clock.now_ms() if self._peer.attached else self._last_seen_ms,
+            notice=self.record.attach.notice,
         )
 
     # ── the link ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -336,6 +362,9 @@ class Node:
         same = agent == self.record.agent
         if not same:
             self._change(agent=agent)
+            notice = self.record.attach.notice
+            if notice is not None and notice.source == "node":
+                self.set_notice(None)  # it was shut down, and is back
         self._back(same_boot=same)
 
     def _back(self, *, same_boot: bool) -> None:
@@ -343,6 +372,14 @@ class Node:
         if self._owes_back:
             self._fact(LinkBack, same_boot=same_boot)
         self._owes_back = self._told_lost = False
+
+    def _on_leaving(self, report: wire.Leaving) -> None:
+        """The node's own word that it ends: how long it has left is kept within reason, for a node may say anything."""
+        left_ms = max(0, min(report.left_ms, LONGEST_NOTICE_MS))
+        notice = Notice(ends_ms=self._clock.now_ms() + left_ms, reason=report.reason[:500], source="node")
+        self.set_notice(notice)
+        self._fact(NodeLeaving, ends_ms=notice.ends_ms, reason=notice.reason)
+        self._tasks["farewell"] = asyncio.create_task(self.save_outputs(left_ms / 1000, notice.reason))
 
     def _on_step(self, step: SetupStep) -> None:
         self._steps[step.name] = step

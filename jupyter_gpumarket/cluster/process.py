@@ -36,6 +36,7 @@ from jupyter_gpumarket.models import RunStatus
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
+LONGEST_SAVE_S = 60.0
 
 
 class Cluster:
@@ -109,11 +110,12 @@ class Cluster:
         node.start()
         return node.view()
 
-    async def detach(self, lease_id: str, timeout_s: float) -> None:
-        """Let a node go; one that is not attached is gone already."""
+    async def detach(self, lease_id: str, timeout_s: float, *, save_s: float = 0.0, reason: str = "") -> None:
+        """Let a node go, with what its cells have declared as outputs; one that is not attached is gone already."""
         node = self._nodes.get(lease_id)
         if node is None:
             return
+        await node.save_outputs(min(save_s, LONGEST_SAVE_S), reason)
         self.dask.leave(lease_id)
         await node.detach(timeout_s)
         self.maps.on_gone(lease_id)
@@ -151,11 +153,11 @@ class Cluster:
             node.talk.new_run()
         return run
 
-    def interrupt(self, run: Run) -> None:
-        """Interrupt a run, as soon as its node can hear it."""
+    def interrupt(self, run: Run, save_for: str = "") -> None:
+        """Interrupt a run, as soon as its node can hear it. `save_for`: why, when its outputs are wanted then."""
         node = self._nodes.get(run.state.request.lease_id)
         if node is not None:
-            node.talk.interrupt(run)
+            node.talk.interrupt(run, save_for)
 
     def _check(self, request: RunRequest) -> None:
         if request.lease_id not in self._nodes:

@@ -161,13 +161,14 @@ class RunProgress:
                 reason=report.reason[:MAX_TEXT],
             )
         )
+        reason = (run.state.save_for if report.status == RunStatus.INTERRUPTED else "") or report.reason
         run.change(
             status=RunStatus.RUNNING,
             node_status=report.status,
             agent_messages=report.messages,
             started_ms=started_ms,
             ended_ms=ended_ms,
-            reason=report.reason[:MAX_TEXT],
+            reason=reason[:MAX_TEXT],
             error_name=report.error_name[:MAX_NAME_CHARS],
             error_value=report.error_value[:MAX_TEXT],
             traceback=tuple(line[:MAX_TEXT] for line in report.traceback[:MAX_TRACEBACK_LINES]),

@@ -57,7 +57,7 @@ class RunState(Record, frozen=True, kw_only=True):
     `status` is what doors see: it is an ended one only when every message and output is here. `node_status` is the
     node's own word, which may be ahead. `sent_to` is the agent that was told to execute it; it is written before the
     order leaves, so that a run is never executed by two agents. `agent_messages`: the number of the node's last
-    message, once it has ended there.
+    message, once it has ended there. `save_for`: why it was interrupted so that its outputs could be brought over.
     """
 
     request: RunRequest
@@ -75,6 +75,7 @@ class RunState(Record, frozen=True, kw_only=True):
     expected: tuple[ExpectedOutput, ...] = ()
     outputs: tuple[OutputRef, ...] = ()
     interrupt_asked: bool = False
+    save_for: str = ""
     is_settled: bool = False
     messages: int = 0
     has_spilled: bool = False

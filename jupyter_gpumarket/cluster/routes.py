@@ -22,6 +22,7 @@ from jupyter_gpumarket.api import (
     DeadlineChange,
     Detach,
     MessageBatch,
+    NodeNotice,
     Problem,
     RunRequest,
 )
@@ -172,7 +173,8 @@ class DetachNode(Handler):
     """POST /v1/nodes/{lease_id}/detach"""
 
     async def post(self, lease_id: str) -> None:
-        await self.cluster.detach(lease_id, self.body(Detach).timeout_s)
+        asked = self.body(Detach)
+        await self.cluster.detach(lease_id, asked.timeout_s, save_s=asked.save_s, reason=asked.reason[:1000])
         self.answer({})
 
 
@@ -182,6 +184,15 @@ class NodeDeadline(Handler):
     def post(self, lease_id: str) -> None:
         node = self.node_named(lease_id)
         node.set_deadline(self.body(DeadlineChange).deadline_ms)
+        self.answer(node.view())
+
+
+class NoticeOfNode(Handler):
+    """POST /v1/nodes/{lease_id}/notice"""
+
+    def post(self, lease_id: str) -> None:
+        node = self.node_named(lease_id)
+        node.set_notice(self.body(NodeNotice).notice)
         self.answer(node.view())
 
 
@@ -221,11 +232,11 @@ class OneRun(Handler):
 
 
 class Interrupt(Handler):
-    """POST /v1/runs/{run_id}/interrupt"""
+    """POST /v1/runs/{run_id}/interrupt?save_for=WHY: with a reason, its declared outputs are wanted all the same."""
 
     def post(self, run_id: str) -> None:
         run = self.run_named(run_id)
-        self.cluster.interrupt(run)
+        self.cluster.interrupt(run, self.get_query_argument("save_for", "")[:1000])
         self.answer(run.view())
 
 
@@ -249,6 +260,7 @@ class Messages(Handler):
                 run=view,
                 link=node.link_state if node else "closed",
                 link_detail=node.link_detail if node else "",
+                notice=node.record.attach.notice if node else None,
             )
         )
 
@@ -350,6 +362,7 @@ ROUTES: list[tuple[str, type[Handler]]] = [
     (r"/v1/nodes/([^/]+)", OneNode),
     (r"/v1/nodes/([^/]+)/detach", DetachNode),
     (r"/v1/nodes/([^/]+)/deadline", NodeDeadline),
+    (r"/v1/nodes/([^/]+)/notice", NoticeOfNode),
     (r"/v1/nodes/([^/]+)/log", NodeLog),
     (r"/v1/nodes/([^/]+)/sessions/([^/]+)/restart", RestartSession),
     (r"/v1/runs", Runs),

@@ -81,6 +81,7 @@ class Talk:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._putting = asyncio.Lock()
         self._bulk = bulk
+        self.on_leaving: Callable[[wire.Leaving], None] = lambda _report: None
         # Set by whoever runs maps: a contact with an agent begins, and what the agent says of its maps.
         self.on_contact: Callable[[], None] = lambda: None
         self.on_map: Callable[[MapReport], None] = lambda _report: None
@@ -121,16 +122,16 @@ class Talk:
         """A run was queued for this node."""
         self._wake.set()
 
-    def interrupt(self, run: Run) -> None:
-        """Interrupt a run; one that has not left yet ends at once."""
+    def interrupt(self, run: Run, save_for: str = "") -> None:
+        """Interrupt a run; one that has not left yet ends at once. `save_for`: why, when its outputs are wanted then."""
         if run.state.has_ended or run.state.has_ended_on_node:
             return
         if not run.state.sent_to:
             self.progress.end_here(run, RunStatus.INTERRUPTED, "interrupted before it was sent to the node")
             return
         reason = "" if self._peer.attached else "the node cannot be reached; it is interrupted when it answers again"
-        run.change(interrupt_asked=True, reason=reason)
-        self.order(wire.Interrupt(run_id=run.run_id))
+        run.change(interrupt_asked=True, reason=reason, save_for=save_for)
+        self.order(wire.Interrupt(run_id=run.run_id, save=bool(save_for)))
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,7 +307,7 @@ class Talk:
                 self._sent.add(run.run_id)
                 self.order(wire.Tail(run_id=run.run_id, after=run.log.agent_upto))
                 if run.state.interrupt_asked and not run.state.has_ended_on_node:
-                    self.order(wire.Interrupt(run_id=run.run_id))
+                    self.order(wire.Interrupt(run_id=run.run_id, save=bool(run.state.save_for)))
             elif run is not None:
                 self.order(wire.Saved(run_id=run.run_id, upto=run.log.agent_upto, ended=True))
         for run in self._runs.of_node(self._lease_id):
@@ -393,6 +394,9 @@ class Talk:
             ),
         )
 
+    def _on_leaving(self, report: wire.Leaving) -> None:
+        self.on_leaving(report)
+
     def _on_trouble(self, report: wire.Trouble) -> None:
         logger.warning("node %s: %.200s: %.500s", self._lease_id, report.about, report.reason)
         order, _, run_id = report.about.partition(" ")
@@ -470,5 +474,6 @@ _HANDLERS: dict[type, Callable[[Talk, Any], None]] = {
     wire.BlobStored: Talk._on_blob,  # noqa: SLF001
     wire.SessionReport: Talk._on_session,  # noqa: SLF001
     wire.UseReport: Talk._on_use,  # noqa: SLF001
+    wire.Leaving: Talk._on_leaving,  # noqa: SLF001
     wire.Trouble: Talk._on_trouble,  # noqa: SLF001
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.api import Linked, NodeFailed, NodeIdle, NodeTraffic, Probed
+from jupyter_gpumarket.api import LinkBack, Linked, NodeFailed, NodeIdle, NodeTraffic, Probed
 from jupyter_gpumarket.leases import notices, terms
 from jupyter_gpumarket.leases.events import (
     Attach,
@@ -251,8 +251,9 @@ def link_lost(lease: Lease, _event: Any, at: At) -> Outcome:
     return enter(lease, S.UNREACHABLE, at)
 
 
-def link_back(lease: Lease, _event: Any, at: At) -> Outcome:
-    return enter(lease, S.READY, at)
+def link_back(lease: Lease, event: LinkBack, at: At) -> Outcome:
+    """It answers again; one that said it would end, and was started anew, does not end for that any more."""
+    return enter(lease if event.same_boot else notices.without(lease, "node"), S.READY, at)
 
 
 def idle(lease: Lease, event: NodeIdle, at: At) -> Outcome:

@@ -60,9 +60,10 @@ class Execute(Message, frozen=True, kw_only=True, tag="execute"):
 
 
 class Interrupt(Message, frozen=True, kw_only=True, tag="interrupt"):
-    """Interrupt a run, as Ctrl-C would; a run still queued is dropped."""
+    """Interrupt a run, as Ctrl-C would; a run still queued is dropped. `save`: its declared outputs are wanted then."""
 
     run_id: str
+    save: bool = False
 
 
 class RestartSession(Message, frozen=True, kw_only=True, tag="restart"):
@@ -336,6 +337,13 @@ class DaskStatus(Message, frozen=True, kw_only=True, tag="dask_status"):
     poisoned: tuple[str, ...] = ()
 
 
+class Leaving(Message, frozen=True, kw_only=True, tag="leaving"):
+    """The node is being shut down: the agent was told to end by somebody else than the user's side."""
+
+    left_ms: int
+    reason: str
+
+
 class Trouble(Message, frozen=True, kw_only=True, tag="trouble"):
     """An order could not be carried out."""
 
@@ -354,6 +362,7 @@ Report = (
     | UseReport
     | DaskReport
     | DaskStatus
+    | Leaving
     | Trouble
     | OpenStream
     | StreamData
