@@ -204,11 +204,12 @@ class Clusters:
         except (NodeError, msgspec.DecodeError):
             return None
 
-    async def interrupt(self, lease: Lease, run_id: str) -> None:
-        """Interrupt a cell run."""
+    async def interrupt(self, lease: Lease, run_id: str, save_for: str = "") -> None:
+        """Interrupt a cell run. `save_for`: why, when what it has declared as outputs is to be brought over."""
         process = await self._living(cluster_of(lease))
         if process is not None:
-            await self._call(process, "POST", f"/v1/runs/{_part(run_id)}/interrupt")
+            why = f"?save_for={_part(save_for)}" if save_for else ""
+            await self._call(process, "POST", f"/v1/runs/{_part(run_id)}/interrupt{why}")
 
     async def dask(self, lease: Lease) -> DaskView | None:
         """How Dask runs on the lease's cluster; None when that cannot be told quickly."""

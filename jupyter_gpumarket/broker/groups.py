@@ -27,7 +27,7 @@ from jupyter_gpumarket.api import (
     OfferSearch,
 )
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
-from jupyter_gpumarket.broker import scaling
+from jupyter_gpumarket.broker import leaving, scaling
 from jupyter_gpumarket.broker.names import FITS
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.errors import GpuMarketError, NodeError
@@ -184,8 +184,12 @@ class Groups:
             is_ended=group.is_ended,
             dask=group.dask,
             decisions=tuple(group.decisions),
-            notices=(group.trouble,) if group.trouble else (),
+            notices=(*((group.trouble,) if group.trouble else ()), *self._leaving_words(open_)),
         )
+
+    def _leaving_words(self, leases: list[Lease]) -> list[str]:
+        now_ms = self._clock.now_ms()
+        return [f"{lease.name} {leaving.words(lease, now_ms)}" for lease in leases if lease.notice is not None]
 
     def has_work(self) -> bool:
         """Whether a cluster is kept that may rent by itself."""
@@ -212,6 +216,9 @@ class Groups:
         await self._finish_retiring(group, nodes, market, now_s)
         nodes = [lease for lease in nodes if lease.lease_id not in group.retiring]
         await self._look_at_dask(group, nodes)
+        going = [lease for lease in nodes if leaving.is_leaving(lease, self._clock.now_ms())]
+        nodes = [lease for lease in nodes if lease not in going]
+        await self._see_off(group, going, nodes, market)
         if group.is_ended or now_s < group.wait_until_s:
             return
         aim = group.wish.aim
@@ -224,8 +231,11 @@ class Groups:
             past=scaling.Past(grew_s=_ago(group.grew_s, now_s), shrank_s=_ago(group.shrank_s, now_s)),
             now_ms=self._clock.now_ms(),
             free_nusd=self._free(group),
+            leaving_nusd_hour=sum(lease.price_nusd_hour for lease in going),
         )
         decision = scaling.decide(situation)
+        told = tuple(f"{lease.name} is not counted: it {leaving.words(lease, situation.now_ms)}" for lease in going)
+        decision = msgspec.structs.replace(decision, reasons=(*decision.reasons, *told))
         self._remember(group, decision)
         if decision.grow:
             await self._rent(group, decision.grow, market, now_s)
@@ -305,6 +315,15 @@ class Groups:
                 del group.retiring[lease_id]
                 await market.release(lease_id, f"{OURS}{group.name} needs it no more")
 
+    async def _see_off(self, group: Group, going: list[Lease], staying: list[Lease], market: Market) -> None:
+        """Nodes that will be taken away are given back once they hold nothing, where others go on with the work."""
+        if not any(lease.state in WORKING for lease in staying):
+            return
+        for lease in going:
+            runs = self._store.runs(lease_id=lease.lease_id)
+            if leaving.may_go(lease, group.dask, runs, self._clock.now_ms()):
+                await market.release(lease.lease_id, f"{OURS}{group.name} has handed over what it held")
+
     async def _look_at_dask(self, group: Group, nodes: list[Lease]) -> None:
         """How Dask does; it is started as soon as a node is there that can run it."""
         ready = [lease for lease in nodes if lease.state in WORKING]
@@ -365,10 +384,15 @@ class Groups:
     def _free(self, group: Group) -> int:
         """What of the budget is neither spent by ended nodes nor set aside for open ones."""
         used = sum(
-            self._books.money(lease)[0] if lease.state in ENDED_STATES else lease.request.budget_nusd
+            self._books.money(lease)[0] if lease.state in ENDED_STATES else self._set_aside(lease)
             for lease in self._all(group)
         )
         return group.wish.budget_nusd - used
+
+    def _set_aside(self, lease: Lease) -> int:
+        """What an open node may still cost in all: less than its budget once its end is announced."""
+        is_going = leaving.is_leaving(lease, self._clock.now_ms())
+        return leaving.still_costs_nusd(lease) if is_going else lease.request.budget_nusd
 
     def _remember(self, group: Group, decision: Decision) -> None:
         """Decisions that do something are journaled; of the others the last one is kept for whoever asks why."""

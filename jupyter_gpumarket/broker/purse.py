@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 WATCH_EVERY_S = 1.0
 # A cut is decided by what will have come up when it has had effect.
 AHEAD_S = 2.0
+# Where a cell runs, what it has declared as outputs is brought over first: that is paid, too.
+SAVING_S = 10.0
 
 
 class Cutter(Protocol):
@@ -36,8 +38,8 @@ class Cutter(Protocol):
 class Interrupter(Protocol):
     """The cluster processes' way to end one cell run."""
 
-    async def interrupt(self, lease: Lease, run_id: str) -> None:
-        """Interrupt a cell run."""
+    async def interrupt(self, lease: Lease, run_id: str, save_for: str = "") -> None:
+        """Interrupt a cell run, and bring over what it has declared as outputs."""
 
 
 class Purse:
@@ -120,6 +122,7 @@ class Purse:
             runs=self._books.runs_of(leases),
             now_ms=self._clock.now_ms(),
             ahead_s=AHEAD_S,
+            saving_s=SAVING_S,
         )
         by_id = {lease.lease_id: lease for lease in leases}
         notices: dict[str, dict[str, str]] = defaultdict(dict)
@@ -136,7 +139,7 @@ class Purse:
         """One end that fails must not keep the others from theirs; the next look tries it again."""
         try:
             if cut.run_id:
-                await self._clusters.interrupt(lease, cut.run_id)
+                await self._clusters.interrupt(lease, cut.run_id, cut.reason)
             else:
                 await self._engine.release(lease.lease_id, cut.reason)
         except JournalError:

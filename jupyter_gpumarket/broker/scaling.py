@@ -67,7 +67,10 @@ class Past(Record, frozen=True, kw_only=True):
 
 
 class Situation(Record, frozen=True, kw_only=True):
-    """All that the decision depends on. `free_nusd`: what of the budget is neither spent nor reserved."""
+    """All that the decision depends on. `free_nusd`: what of the budget is neither spent nor reserved.
+
+    `leaving_nusd_hour`: what nodes cost that will soon be taken away and are not counted any more.
+    """
 
     aim: Aim
     nodes: tuple[NodeFacts, ...]
@@ -76,6 +79,7 @@ class Situation(Record, frozen=True, kw_only=True):
     past: Past = Past()
     now_ms: int = 0
     free_nusd: int = 0
+    leaving_nusd_hour: int = 0
 
 
 def decide(now: Situation) -> Decision:
@@ -144,7 +148,7 @@ def _grow(now: Situation, more: int, reasons: list[str]) -> Decision:
     aim, market = now.aim, now.market
     if market is None:
         return Decision(reasons=(*reasons, "no offer fits now"))
-    rate = sum(node.price_nusd_hour for node in now.nodes)
+    rate = sum(node.price_nusd_hour for node in now.nodes) + now.leaving_nusd_hour
     if aim.max_nusd_hour is not None and market.price_nusd_hour > 0:
         room = max(0, (aim.max_nusd_hour - rate) // market.price_nusd_hour)
         if room < more:

@@ -39,7 +39,7 @@ from jupyter_gpumarket.api import (
     SearchView,
 )
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
-from jupyter_gpumarket.broker import names
+from jupyter_gpumarket.broker import leaving, names
 from jupyter_gpumarket.broker.alerts import Alerts
 from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.closing import Closing, rentals_of
@@ -379,7 +379,7 @@ class Service:
             idle_nusd=idle,
             worst_case_nusd=ledger.worst_case_nusd(lease),
             node=await parts.clusters.node(lease) if with_node else None,
-            notices=parts.purse.notices(lease_id),
+            notices=(*parts.purse.notices(lease_id), *filter(None, [leaving.words(lease, parts.clock.now_ms())])),
         )
 
     def _find(self, named: str) -> Lease:

@@ -21,6 +21,7 @@ import msgspec
 from jupyter_gpumarket.api import DaskAccess, DaskTasks, DaskView, DaskWish, DaskWorkerView
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster import dask_plan as plan
+from jupyter_gpumarket.cluster import leaving
 from jupyter_gpumarket.cluster.authority import Identity, issue, new_authority
 from jupyter_gpumarket.cluster.fleet_members import Member, Process
 from jupyter_gpumarket.cluster.local_door import LocalDoor
@@ -280,6 +281,8 @@ class Fleet:
             self._hurry(scheduler)
             return
         self._make_ways()
+        running = {process.lease_id for process in self._workers() if process.state == "running"}
+        leaving.heed(self._members.values(), running=running, head=self._record.head, retire=self.retire)
         for member in self._ready_members():
             self._make_workers(member, scheduler, wish)
 
@@ -310,9 +313,8 @@ class Fleet:
                     member.node.talk.order(wire.StopDask(name=name))
 
     def _new_head(self, wish: DaskWish) -> None:
-        members = [
-            m for m in self._ready_members() if not m.is_retiring and m.may_start(None, self._clock.monotonic_s())
-        ]
+        able = [m for m in self._ready_members() if not m.is_retiring and m.may_start(None, self._clock.monotonic_s())]
+        members = [member for member in able if not member.node.is_leaving] or able
         if not members:
             return
         lease_id, reason = plan.choose_head([member.candidate() for member in members])

@@ -40,6 +40,7 @@ class Member:
         self.is_met = False
         self.is_given_up = False
         self.is_retiring = False
+        self.retires_for_notice = False
         self.met_s = 0.0
         self.names: set[str] = set()
         self.identity: Identity | None = None

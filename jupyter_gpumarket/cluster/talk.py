@@ -39,6 +39,7 @@ MESSAGE_LIMITS = Limits(json_bytes=wire.MAX_MESSAGE_BYTES, max_digits=18, max_it
 MAX_SESSIONS = 100
 SAVE_EVERY_S = 0.5
 DISK_RETRY_S = 2.0
+SAVING_S = 10.0
 
 
 class Talk:
@@ -80,6 +81,7 @@ class Talk:
         self._fetchers: dict[str, OutputFetcher] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._putting = asyncio.Lock()
+        self._saving: dict[str, float] = {}
         self._bulk = bulk
         self.on_leaving: Callable[[wire.Leaving], None] = lambda _report: None
         # Set by whoever runs maps: a contact with an agent begins, and what the agent says of its maps.
@@ -123,8 +125,8 @@ class Talk:
         self._wake.set()
 
     def interrupt(self, run: Run, save_for: str = "") -> None:
-        """Interrupt a run; one that has not left yet ends at once. `save_for`: why, when its outputs are wanted then."""
-        if run.state.has_ended or run.state.has_ended_on_node:
+        """Interrupt a run; one that has not left yet ends at once. `save_for`: why, when its outputs are wanted."""
+        if run.state.has_ended or run.state.has_ended_on_node or (save_for and self._is_saving(run)):
             return
         if not run.state.sent_to:
             self.progress.end_here(run, RunStatus.INTERRUPTED, "interrupted before it was sent to the node")
@@ -132,6 +134,11 @@ class Talk:
         reason = "" if self._peer.attached else "the node cannot be reached; it is interrupted when it answers again"
         run.change(interrupt_asked=True, reason=reason, save_for=save_for)
         self.order(wire.Interrupt(run_id=run.run_id, save=bool(save_for)))
+
+    def _is_saving(self, run: Run) -> bool:
+        """Whether its outputs may be on their way: a second interrupt would only hit their encoding."""
+        now_s = asyncio.get_running_loop().time()
+        return now_s < self._saving.setdefault(run.run_id, now_s) + SAVING_S and bool(run.state.save_for)
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -30,6 +30,7 @@ from jupyter_gpumarket.money import format_usd
 Verdict = Literal["ok", "warn", "spent"]
 
 # Such a lease ends already; to drain it again would change nothing.
+SMALL_PART = 20
 _ENDING = frozenset({LeaseState.DRAINING, LeaseState.RELEASING, LeaseState.RELEASE_UNCONFIRMED})
 
 
@@ -169,6 +170,7 @@ def cuts(
     runs: Sequence[CellRun],
     now_ms: int,
     ahead_s: float = 0,
+    saving_s: float = 0,
 ) -> list[Cut]:
     """Which leases and runs to warn about or to end now.
 
@@ -177,9 +179,17 @@ def cuts(
         runs: the runs of the open leases.
         ahead_s: judge by what will have come up so much later: how long draining takes. It also ends a lease before
             the next paid block of a marketplace that bills by the hour begins.
+        saving_s: so much more where a run has not ended, whose outputs are brought over before the lease ends; never
+            more than a small part of the lease's time.
     """
     then_ms = now_ms + round(ahead_s * 1000)
-    coming = {lease.lease_id: lease_charges(lease, runs, then_ms) for lease in open_leases}
+    at_work = {run.lease_id for run in runs if run.status not in ENDED_RUNS}
+    coming = {
+        lease.lease_id: lease_charges(
+            lease, runs, then_ms + (_saving_ms(lease, saving_s) if lease.lease_id in at_work else 0)
+        )
+        for lease in open_leases
+    }
     open_leases = [lease for lease in open_leases if lease.state not in _ENDING]
     charges = [*ended_charges, *(charge for lines in coming.values() for charge in lines)]
     found = []
@@ -187,8 +197,15 @@ def cuts(
         found += _budget_cuts(view, open_leases, runs)
     for lease in open_leases:
         found += _lease_cuts(lease, coming[lease.lease_id])
-        found += _run_cuts(lease, coming[lease.lease_id], runs)
+        if any(run.lease_id == lease.lease_id and run.budget_nusd is not None for run in runs):
+            found += _run_cuts(lease, lease_charges(lease, runs, then_ms), runs)
     return found
+
+
+def _saving_ms(lease: Lease, saving_s: float) -> int:
+    """How long bringing outputs over may take: a short lease must not spend itself on its end."""
+    whole_ms = max(0, (lease.deadline_ms or 0) - (lease.billed_from_ms or 0))
+    return min(round(saving_s * 1000), whole_ms // SMALL_PART)
 
 
 def _budget_cuts(view: BudgetView, open_leases: Sequence[Lease], runs: Sequence[CellRun]) -> list[Cut]:

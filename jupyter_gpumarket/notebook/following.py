@@ -21,7 +21,7 @@ from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import ClusterClient
 from jupyter_gpumarket.clock import Clock, in_words
 from jupyter_gpumarket.errors import BrokerUnavailable, Unreachable
-from jupyter_gpumarket.models import ENDED_RUNS, RunStatus
+from jupyter_gpumarket.models import ENDED_RUNS, Notice, RunStatus
 from jupyter_gpumarket.notebook.costline import CostLine, Place, live_text
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.stage import Stage
@@ -53,6 +53,7 @@ class Followed:
         self.away_since_s: float | None = None
         self._cleaner = MessageCleaner(run_id, trusted=trusted)
         self._clear_pending = False
+        self._notice: Notice | None = None
 
     @property
     def is_over(self) -> bool:
@@ -96,6 +97,19 @@ class Followed:
         if batch.link == "lost" and self.link != "lost":
             self.link_lost_ms = now_ms
         self.link, self.link_detail = batch.link, batch.link_detail
+
+    def fresh_notice(self, batch: MessageBatch, now_ms: int) -> str:
+        """That the node will end soon, once for each such word; empty when there is nothing new."""
+        if batch.notice == self._notice:
+            return ""
+        self._notice = batch.notice
+        if batch.notice is None:
+            return f"{self.place.name} goes on after all"
+        left = in_words(max(0, batch.notice.ends_ms - now_ms) / 1000)
+        return (
+            f"{self.place.name} ends in {left}: {one_line(batch.notice.reason, 300)}; "
+            "what this cell has declared with -o is brought over before, if it obeys an interrupt by then"
+        )
 
     def _hold_clear(self, frame: list[Shown]) -> list[Shown]:
         """A clear that waits is held until something comes to take the place, so that the cell does not flicker."""
@@ -146,6 +160,8 @@ class Follower:
         if batch is None:
             return
         run.away_since_s = None
+        if notice := run.fresh_notice(batch, self._clock.now_ms()):
+            self._stage.write(f"\n[gpumarket] {notice}\n", to_stderr=True)
         frame = run.take(batch, self._clock.now_ms())
         self._publish(run, frame)
         self._tell(run)

@@ -60,8 +60,9 @@ class NotingClusters:
     def __init__(self) -> None:
         self.interrupted: list[str] = []
 
-    async def interrupt(self, lease: Lease, run_id: str) -> None:
+    async def interrupt(self, lease: Lease, run_id: str, save_for: str = "") -> None:
         self.interrupted.append(run_id)
+        self.saved_for = save_for
 
 
 def lease(lease_id: str = "lease-1", state: LeaseState = LeaseState.READY, **more: Any) -> Lease:

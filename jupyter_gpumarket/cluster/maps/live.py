@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ import msgspec
 from jupyter_gpumarket.api import ItemState, ItemView, MapNews, MapRequest, MapState, MapView, RunRequest
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
-from jupyter_gpumarket.cluster.maps import checking
+from jupyter_gpumarket.cluster.maps import checking, outcomes
 from jupyter_gpumarket.cluster.maps.records import MapRecord
 from jupyter_gpumarket.cluster.maps.seat import Key, Seat
 from jupyter_gpumarket.cluster.maps.table import Place, Report, Table, share_out
@@ -25,7 +24,7 @@ from jupyter_gpumarket.cluster.runs import RunStore
 from jupyter_gpumarket.codecs import DEFAULT_LIMITS
 from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.errors import CodecError
-from jupyter_gpumarket.mapfiles import Line, OutcomeLog, PackReader
+from jupyter_gpumarket.mapfiles import OutcomeLog, PackReader
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import mapping as mm
 
@@ -73,11 +72,11 @@ class LiveMap:
             request.count,
             retries=request.retries,
             deaths=request.deaths,
-            checked=_sample(record.seed, request.count, request.verify_ppm),
+            checked=outcomes.sample(record.seed, request.count, request.verify_ppm),
         )
         self._log = OutcomeLog(folder)
         for line in self._log.recover():
-            self._table.restore(_report(line))
+            self._table.restore(outcomes.report(line))
         self._seats: dict[str, Seat] = {}
         self._seat_numbers = 0
         self._checks: asyncio.Queue[tuple[Seat, mm.ItemOutcome]] = asyncio.Queue()
@@ -257,8 +256,8 @@ class LiveMap:
             state = self._table.judge(report)
             view = None if state is None else self._item_view(seat, outcome, state)
             if part is not None and not outcome.data and view is not None:
-                part.replace(self._folder / result_name(view))
-            self._log.append(_line(report, view))
+                part.replace(self._folder / outcomes.result_name(view))
+            self._log.append(outcomes.line(report, view))
             self._table.end(report)
             seat.busy_ms += min(max(0, outcome.took_ms), 10**9)
             seat.ended += 1
@@ -266,27 +265,8 @@ class LiveMap:
         self._tell()
 
     def _item_view(self, seat: Seat, outcome: mm.ItemOutcome, state: ItemState) -> ItemView:
-        is_ok = state is ItemState.OK
-        return ItemView(
-            n=self._log.count + 1,
-            index=self._table.base(outcome.index),
-            state=state,
-            lease_id=seat.lease_id,
-            run_id=seat.run.run_id,
-            tries=self._table.tries(outcome.index) + 1,
-            took_ms=min(max(0, outcome.took_ms), 10**9),
-            ended_ms=self._site.clock.now_ms(),
-            check=self._table.is_check(outcome.index),
-            codec=outcome.codec[:40] if is_ok else "",
-            size=outcome.size if is_ok else 0,
-            sha256=outcome.sha256[:64] if is_ok else "",
-            data=outcome.data if is_ok else b"",
-            stdout=outcome.stdout[: 2 * mm.MAX_ITEM_TEXT],
-            stderr=outcome.stderr[: 2 * mm.MAX_ITEM_TEXT],
-            error_name=outcome.error_name[:200],
-            error_value=outcome.error_value[:5000],
-            traceback=tuple(line[:5000] for line in outcome.traceback[:100]),
-        )
+        number, now_ms = self._log.count + 1, self._site.clock.now_ms()
+        return outcomes.item_view(self._table, seat, outcome, state, n=number, now_ms=now_ms)
 
     async def _save(self) -> None:
         """Tell nodes what is safe here, in the rhythm of the disk."""
@@ -332,6 +312,7 @@ class LiveMap:
             if seat.state == "refused" and not seat.run.state.has_ended:
                 seat.leave(RunStatus.ERROR, seat.reason)
                 self._table.let_go(seat.lease_id)
+        self._let_leave()
         self._write_off()
         if self._table.is_complete and not self._table.open_checks(self._leases()):
             return True
@@ -342,11 +323,23 @@ class LiveMap:
         now_s = self._site.clock.monotonic_s()
         for lease_id, node in self._site.attached().items():
             seat = self._seats.get(lease_id)
-            if seat is None and node.is_ready:
+            if seat is None and node.is_ready and not (node.is_leaving and self._stays()):
                 self._invite(node)
             elif seat is not None:
                 is_up = node.link_state == "up"
                 seat.silent_since_s = None if is_up else (seat.silent_since_s or now_s)
+                seat.leaving_since_s = (seat.leaving_since_s or now_s) if node.is_leaving else None
+
+    def _stays(self) -> bool:
+        """Whether a node takes part that does not end soon."""
+        return any(seat.takes_items and seat.leaving_since_s is None for seat in self._seats.values())
+
+    def _let_leave(self) -> None:
+        """A node that will end, and has handed over or finished what it had, takes no part any more."""
+        for seat in self._seats.values():
+            is_done = seat.takes_items and not self._table.load(seat.lease_id)
+            if is_done and seat.leaving_since_s is not None and self._stays():
+                seat.leave(RunStatus.OK, "its node will end soon; others do the rest")
 
     def _invite(self, node: Node) -> None:
         request = self.request
@@ -383,7 +376,7 @@ class LiveMap:
                 error_value=reason,
             )
             report = Report(index=index, attempt=attempt, lease_id=seat.lease_id, status="died")
-            self._log.append(_line(report, self._item_view(seat, outcome, ItemState.POISONED)))
+            self._log.append(outcomes.line(report, self._item_view(seat, outcome, ItemState.POISONED)))
             self._table.poison(index, seat.lease_id)
             self._tell()
 
@@ -397,6 +390,7 @@ class LiveMap:
                 slots=seat.slots,
                 silent_s=0.0 if seat.silent_since_s is None else max(0.001, now_s - seat.silent_since_s),
                 is_asked=seat.is_asked,
+                leaving_s=None if seat.leaving_since_s is None else max(0.0, now_s - seat.leaving_since_s),
             )
             for seat in self._seats.values()
             if seat.takes_items
@@ -465,26 +459,6 @@ class LiveMap:
         self._news = asyncio.Event()
 
 
-def result_name(view: ItemView) -> str:
-    """The file of a large result."""
-    return f"{'check' if view.check else 'result'}-{view.index}"
-
-
-def _sample(seed: str, count: int, ppm: int) -> list[int]:
-    """Which items are verified: at least one when any share is asked for."""
-    wanted = min(count, -(-count * ppm // 1_000_000))
-    return sorted(random.Random(seed).sample(range(count), wanted))  # noqa: S311 - a secret seed, not a secret
-
-
-def _report(line: Line) -> tuple[Report, ItemState | None]:
-    report = Report(index=line.entry, attempt=line.attempt, lease_id=line.lease_id, status=line.status)
-    return report, None if line.view is None else line.view.state
-
-
-def _line(report: Report, view: ItemView | None) -> Line:
-    return Line(entry=report.index, attempt=report.attempt, lease_id=report.lease_id, status=report.status, view=view)
-
-
 _REPORTS: dict[type, Callable[[LiveMap, Seat, Any], None]] = {
     mm.MapReady: LiveMap._on_ready,  # noqa: SLF001 - this table is the class's own
     mm.ItemBegun: LiveMap._on_begun,  # noqa: SLF001
@@ -493,4 +467,4 @@ _REPORTS: dict[type, Callable[[LiveMap, Seat, Any], None]] = {
     mm.ItemOutcome: LiveMap._on_outcome,  # noqa: SLF001
 }
 
-__all__ = ["Key", "LiveMap", "Site", "result_name"]
+__all__ = ["Key", "LiveMap", "Site"]

@@ -35,6 +35,7 @@ class Seat:
         self.slots = 0
         self.is_asked = False
         self.silent_since_s: float | None = None
+        self.leaving_since_s: float | None = None
         self.busy_ms = 0
         self.ended = 0
         self.unsaved: list[Key] = []

@@ -368,12 +368,16 @@ class Table:
 
 
 class Place(Record, frozen=True, kw_only=True):
-    """A node as the sharing-out sees it. `silent_s`: for how long it has not been heard; 0 when the link is up."""
+    """A node as the sharing-out sees it. `silent_s`: for how long it has not been heard; 0 when the link is up.
+
+    `leaving_s`: for how long it has been known that it will end soon; None for a node that stays.
+    """
 
     lease_id: str
     slots: int
     silent_s: float = 0.0
     is_asked: bool = False
+    leaving_s: float | None = None
 
 
 class Share(Record, frozen=True, kw_only=True):
@@ -387,11 +391,13 @@ class Share(Record, frozen=True, kw_only=True):
 
 def share_out(table: Table, places: Sequence[Place], *, patience_s: float) -> list[Share]:
     """Who gets what now. Shares shrink with what is left, so that all nodes end together."""
-    up = [place for place in places if not place.silent_s]
-    slots = sum(place.slots for place in up)
-    shares: list[Share] = []
+    up = [place for place in places if not place.silent_s and place.leaving_s is None]
+    shares = _back_from_leaving(table, places) if up else []
     hungry: list[Place] = []
     given = 0
+    # With nobody to take over, nodes that will end go on as long as they can.
+    up = up or [place for place in places if not place.silent_s]
+    slots = sum(place.slots for place in up)
     for place in sorted(up, key=lambda place: table.load(place.lease_id) / place.slots):
         waiting = max(0, table.waiting_for(place.lease_id) - given)
         ahead = min(MOST_AHEAD, max(LEAST_AHEAD, -(-waiting // (2 * slots))))
@@ -409,10 +415,26 @@ def share_out(table: Table, places: Sequence[Place], *, patience_s: float) -> li
     return shares
 
 
+def _back_from_leaving(table: Table, places: Sequence[Place]) -> list[Share]:
+    """Nodes that will end give back all that they have not begun."""
+    return [
+        Share(lease_id=place.lease_id, count=unbegun, take_back=True)
+        for place in places
+        if place.leaving_s is not None and not place.silent_s and not place.is_asked
+        if (unbegun := table.load(place.lease_id) - table.begun(place.lease_id)) > 0
+    ]
+
+
 def _from_others(table: Table, hungry: Place, places: Sequence[Place], patience_s: float) -> Share | None:
     """What a node without work gets of the others' shares."""
     free = hungry.slots - table.load(hungry.lease_id)
-    silent = [place for place in places if place.silent_s >= patience_s and table.load(place.lease_id)]
+    silent = [
+        place
+        for place in places
+        if max(place.silent_s, place.leaving_s or 0.0) >= patience_s
+        and place.lease_id != hungry.lease_id
+        and table.load(place.lease_id)
+    ]
     if silent:
         return Share(lease_id=hungry.lease_id, count=free, copy_of=silent[0].lease_id)
     rich = [place for place in places if not place.silent_s and place.lease_id != hungry.lease_id]
