@@ -212,7 +212,7 @@ class SelfStop(Record, frozen=True, kw_only=True):
 
 
 class Capabilities(Record, frozen=True, kw_only=True):
-    """What a marketplace can do."""
+    """What a marketplace can do. `gives_notice`: `Rental.ends_ms` may come minutes before, so it is looked at often."""
 
     auction: bool = False
     spot: bool = False
@@ -225,6 +225,7 @@ class Capabilities(Record, frozen=True, kw_only=True):
     charges: bool = True
     charge_delay_s: int = 0
     listing_lag_s: int = 0
+    gives_notice: bool = False
 
 
 # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────────

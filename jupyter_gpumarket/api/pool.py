@@ -83,7 +83,10 @@ class LeaseReport(Record, frozen=True, kw_only=True):
 
 
 class HostReport(Request, frozen=True, kw_only=True):
-    """A host's heartbeat. `sequence` counts up within one `boot_id`, so that a late report cannot undo a newer one."""
+    """A host's heartbeat. `sequence` counts up within one `boot_id`, so that a late report cannot undo a newer one.
+
+    `leaves_ms`: the host is drained: it takes no new lease, and goes then. `leaving`: it goes now.
+    """
 
     boot_id: Name
     sequence: Annotated[int, Meta(ge=0, le=2**53)]
@@ -91,6 +94,7 @@ class HostReport(Request, frozen=True, kw_only=True):
     seen_version: Annotated[int, Meta(ge=-1, le=2**53)] = -1
     wait_s: Wait = 0.0
     leaving: bool = False
+    leaves_ms: TimeMs | None = None
 
 
 class ServeOrder(Record, frozen=True, kw_only=True):
@@ -167,7 +171,10 @@ class SshAddress(Record, frozen=True, kw_only=True):
 
 
 class PoolRental(Record, frozen=True, kw_only=True):
-    """A rental. It bills from `served_ms` to `ended_ms`; without `served_ms` it has cost nothing."""
+    """A rental. It bills from `served_ms` to `ended_ms`; without `served_ms` it has cost nothing.
+
+    `ends_ms`: notice that its machine goes then, for `ends_why`.
+    """
 
     rental_id: Name
     label: Label
@@ -181,6 +188,8 @@ class PoolRental(Record, frozen=True, kw_only=True):
     ended_ms: TimeMs | None = None
     deadline_ms: TimeMs | None = None
     detail: LongText = ""
+    ends_ms: TimeMs | None = None
+    ends_why: LongText = ""
 
 
 class RentalListing(Record, frozen=True, kw_only=True):

@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LONGEST_NOTICE_MS = 3600_000
+# So long before a node is taken away, cells with declared outputs are interrupted for them.
+FAREWELL_S = 10.0
 
 Phase = Literal["linking", "preparing", "probing", "ready", "failed", "detached"]
 LinkState = Literal["connecting", "up", "lost", "closed", "refused"]
@@ -148,14 +150,18 @@ class Node:
         for name, part in parts.items():
             if name not in self._tasks or self._tasks[name].done():
                 self._tasks[name] = asyncio.create_task(part())
+        self._plan_farewell()
 
     def attach_again(self, attach: Attach) -> None:
         """The broker repeats the order: take its address, key and deadline, and try at once."""
         changed = attach != self.record.attach
+        notice_changed = attach.notice != self.record.attach.notice
         host_key = attach.host_key or self.record.host_key
         self._change(attach=attach, host_key=host_key)
         if changed:
             self.talk.order(self._deadline())
+        if notice_changed:
+            self._plan_farewell()
         self._hurry.set()
         if self._link_state == "refused":
             self._link_state = "connecting"
@@ -171,6 +177,21 @@ class Node:
         """The node will end soon; None: that word was taken back."""
         if notice != self.record.attach.notice:
             self._change(attach=msgspec.structs.replace(self.record.attach, notice=notice))
+            self._plan_farewell()
+
+    def _plan_farewell(self) -> None:
+        """Bring declared outputs over shortly before somebody takes the node; at a deadline, `detach` does it."""
+        if (planned := self._tasks.pop("farewell", None)) is not None:
+            planned.cancel()
+        notice = self.record.attach.notice
+        if notice is not None and notice.source != "deadline":
+            self._tasks["farewell"] = asyncio.create_task(self._say_farewell(notice))
+
+    async def _say_farewell(self, notice: Notice) -> None:
+        left_s = max(0.0, notice.ends_ms - self._clock.now_ms()) / 1000
+        save_s = left_s if notice.source == "node" else min(FAREWELL_S, left_s / 2)
+        await asyncio.sleep(left_s - save_s)
+        await self.save_outputs(save_s, notice.reason)
 
     def restart_session(self, session: str) -> bool:
         """Pass a restart on; whether the node can hear it now (if not, it is told when it answers again)."""
@@ -379,7 +400,6 @@ class Node:
         notice = Notice(ends_ms=self._clock.now_ms() + left_ms, reason=report.reason[:500], source="node")
         self.set_notice(notice)
         self._fact(NodeLeaving, ends_ms=notice.ends_ms, reason=notice.reason)
-        self._tasks["farewell"] = asyncio.create_task(self.save_outputs(left_ms / 1000, notice.reason))
 
     def _on_step(self, step: SetupStep) -> None:
         self._steps[step.name] = step

@@ -234,10 +234,15 @@ class Activities:
             if error is not None:
                 await self._world.back_off(failures - 1, error)
             else:
-                policy = self._world.policy
-                await self._world.clock.sleep(
-                    policy.poll_boot_s if state is LeaseState.BOOTING else policy.poll_ready_s
-                )
+                await self._world.clock.sleep(self._look_again_s(self._desk.current(lease_id)))
+
+    def _look_again_s(self, lease: Lease) -> float:
+        policy = self._world.policy
+        if lease.state is LeaseState.BOOTING:
+            return policy.poll_boot_s
+        market = self._world.marketplaces.get(lease.offer.marketplace) if lease.offer is not None else None
+        hasty = market is not None and market.capabilities.gives_notice
+        return min(policy.poll_notice_s, policy.poll_ready_s) if hasty else policy.poll_ready_s
 
     async def _attach(self, lease_id: str, instruction: Attach) -> None:
         lease = self._desk.current(lease_id)

@@ -31,6 +31,7 @@ class Policy(Record, frozen=True, kw_only=True):
         clean_lists: how many complete listings without our label prove that nothing was rented.
         absent_grace_s: how far apart these are, beyond the marketplace's own listing lag.
         poll_boot_s, poll_ready_s: how often a rental is looked at while it boots, and later.
+        poll_notice_s: the same, later, where the marketplace may give notice at short term.
         retry_first_s, retry_most_s: back-off of calls that failed, doubling from the one to the other.
         show_unconfirmed_after: release calls without proof of the end, after which the user is told.
         sweep_every_s: how often each account is searched for rentals with our label that no lease knows.
@@ -53,6 +54,7 @@ class Policy(Record, frozen=True, kw_only=True):
     absent_grace_s: float = 15
     poll_boot_s: float = 2
     poll_ready_s: float = 30
+    poll_notice_s: float = 5
     retry_first_s: float = 1
     retry_most_s: float = 60
     show_unconfirmed_after: int = 3

@@ -27,6 +27,7 @@ from jupyter_gpumarket.marketplaces.akash_meaning import (
     judge_accept,
     judge_create,
     judge_one,
+    reclaim_of,
     safe,
     status_of,
 )
@@ -405,6 +406,7 @@ class AkashMarketplace:
         """A deployment as the contract tells it; what others rent in another coin has no price here."""
         lease = next(iter(holding.leases or ()), None)
         status, detail = status_of(holding, lease)
+        ends_ms, ends_why = reclaim_of(lease)
         return Rental(
             marketplace=NAME,
             rental_id=holding.dseq,
@@ -417,6 +419,8 @@ class AkashMarketplace:
             machine_id="" if lease is None else lease.id.provider,
             address=address_of(lease) if status is RentalStatus.RUNNING else None,
             detail=detail,
+            ends_ms=ends_ms,
+            ends_why=ends_why,
         )
 
     async def _latest_height(self) -> int:

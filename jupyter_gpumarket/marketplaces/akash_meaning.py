@@ -10,7 +10,7 @@ from jupyter_gpumarket.errors import (
     OutcomeUnknown,
     Temporary,
 )
-from jupyter_gpumarket.marketplaces.akash_replies import SSH_PORT, Holding, LeaseRow
+from jupyter_gpumarket.marketplaces.akash_replies import SSH_PORT, Holding, LeaseRow, height
 from jupyter_gpumarket.marketplaces.http import Absent, Judge
 from jupyter_gpumarket.models import NodeAddress, Rental, RentalStatus
 
@@ -49,6 +49,16 @@ def status_of(holding: Holding, lease: LeaseRow | None) -> tuple[RentalStatus, s
     if lease.status is None:
         return RentalStatus.UNKNOWN, "the provider does not tell how it is"
     return RentalStatus.PENDING, "the container is not up yet"
+
+
+def reclaim_of(lease: LeaseRow | None) -> tuple[int | None, str]:
+    """When the provider takes its machine back, in milliseconds, and why (AEP-82)."""
+    told = lease.reclamation if lease is not None and lease.state == "reclaiming" else None
+    deadline_s = height(told.deadline) if told is not None else 0
+    if told is None or not deadline_s:
+        return None, ""
+    reason = told.reason.removeprefix("lease_closed_reason_")[:100] or "no reason told"
+    return deadline_s * 1000, f"the provider takes its machine back ({reason})"
 
 
 def judge_create(status: int, content: bytes) -> type[GpuMarketError] | None:

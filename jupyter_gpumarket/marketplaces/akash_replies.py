@@ -167,6 +167,13 @@ class LeaseStatus(Reply, frozen=True, kw_only=True):
     forwarded_ports: dict[str, tuple[ForwardedPort, ...] | None] | None = None
 
 
+class Reclamation(Reply, frozen=True, kw_only=True):
+    """The provider wants its machine back (AEP-82). `deadline` is in seconds since 1970."""
+
+    deadline: Number = 0
+    reason: str = ""
+
+
 class LeaseRow(Reply, frozen=True, kw_only=True):
     """Heights are texts; `closed_on` is "0" while it is open. Without `status` the provider could not be asked."""
 
@@ -176,6 +183,7 @@ class LeaseRow(Reply, frozen=True, kw_only=True):
     created_at: Number = 0
     closed_on: Number = 0
     reason: str | None = None
+    reclamation: Reclamation | None = None
     status: LeaseStatus | None = None
 
 

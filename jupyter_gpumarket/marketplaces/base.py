@@ -4,6 +4,8 @@ What a caller may rely on:
 - Calls raise `errors.Temporary`, `Permanent`, `Unauthorized`, `InsufficientFunds`, `OfferGone` or `OutcomeUnknown`
   and nothing else (besides cancellation). Only `rent` and `release` raise `OutcomeUnknown`.
 - Replies are decoded with a schema; one that does not fit raises `Temporary` and names marketplace, field and content.
+- A rental that the marketplace will end by itself has `ends_ms` and `ends_why`, as soon as it says so; without its word
+  they are empty, whatever one may guess.
 - Money arrives as integer nano-dollars of the whole rental; times as milliseconds UTC.
 - `rent` makes exactly one create call and never retries it.
 - Keys never leave the adapter: not in URLs, logs, reprs, errors.

@@ -68,7 +68,9 @@ class PoolMarketplace:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(own_timer=True, idempotency_key=True, self_stop=True, tells_host_key=True)
+        return Capabilities(
+            own_timer=True, idempotency_key=True, self_stop=True, tells_host_key=True, gives_notice=True
+        )
 
     async def offers(self, query: OfferQuery) -> list[Offer]:
         """All that is free; a pool is small, so nothing is narrowed there."""
@@ -188,6 +190,8 @@ def rental_of(rental: PoolRental) -> Rental:
         billed_from_ms=rental.created_ms if unserved else rental.served_ms,
         ended_ms=rental.created_ms if unserved else rental.ended_ms,
         detail=rental.detail,
+        ends_ms=rental.ends_ms,
+        ends_why=rental.ends_why,
     )
 
 

@@ -359,6 +359,8 @@ def rental_of(instance: Instance) -> Rental:
         address=address_of(instance) if status is RentalStatus.RUNNING else None,
         created_ms=None if instance.start_date is None else int(instance.start_date * 1000),
         detail=(instance.status_msg or "").strip()[:500],
+        ends_ms=None if instance.end_date is None else int(instance.end_date * 1000),
+        ends_why="the host has offered it until then",
     )
 
 

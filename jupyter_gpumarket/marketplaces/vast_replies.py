@@ -82,6 +82,7 @@ class Instance(Reply, frozen=True, kw_only=True):
     dph_total: Decimal | None = None
     is_bid: bool | None = None
     start_date: Decimal | None = None
+    end_date: Decimal | None = None
 
 
 class InstancePage(Reply, frozen=True, kw_only=True):

@@ -78,6 +78,12 @@ def add_host(command: argparse.ArgumentParser) -> None:
     command.add_argument("--login", default="", metavar="NAME", help="a user name that opens the shown key's lease")
     command.add_argument("--gpus", default="", metavar="0,2", help="offer only these GPUs")
     command.add_argument("--demo-gpu", default="", metavar="NAME:GIB", help="for demos: a GPU to be listed with")
+    command.add_argument(
+        "--drain", action="store_true", help="tell the host that runs here to take nobody more, and to go after --grace"
+    )
+    command.add_argument(
+        "--grace", type=float, metavar="SECONDS", help="notice for whoever is on it, also at SIGTERM (300 with --drain)"
+    )
     command.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
     command.set_defaults(run=run_host_command)
 
@@ -107,9 +113,18 @@ def run_registry_command(arguments: argparse.Namespace) -> None:
 
 
 def run_host_command(arguments: argparse.Namespace) -> None:
+    from jupyter_gpumarket.pool.draining import DRAIN_GRACE_S, drain
     from jupyter_gpumarket.pool.host import HostOptions, run_host
     from jupyter_gpumarket.pool.host_facts import DEMO_GPU
 
+    folder = (arguments.folder or folders().state / "host").absolute()
+    if arguments.drain:
+        grace_s = DRAIN_GRACE_S if arguments.grace is None else arguments.grace
+        pid = drain(folder, grace_s)
+        sys.stdout.write(
+            f"the host (process {pid}) takes nobody more, and goes in {grace_s:g} s or when nobody is there\n"
+        )
+        return
     if arguments.demo_gpu:
         os.environ[DEMO_GPU] = arguments.demo_gpu
     url, token_file, ca_file = arguments.registry, arguments.token_file, arguments.ca_file
@@ -122,7 +137,7 @@ def run_host_command(arguments: argparse.Namespace) -> None:
     options = HostOptions(
         registry=url.rstrip("/"),
         token_file=token_file,
-        folder=(arguments.folder or folders().state / "host").absolute(),
+        folder=folder,
         price_nusd_hour=usd(arguments.price),
         name=arguments.name,
         region=arguments.region,
@@ -134,6 +149,7 @@ def run_host_command(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         gpus=gpu_numbers(arguments.gpus),
         login=arguments.login,
+        grace_s=arguments.grace or 0.0,
         until_stdin_ends=arguments.until_stdin_ends,
     )
     asyncio.run(run_host(options))

@@ -27,6 +27,7 @@ from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.pool import guard, host_facts, host_ssh
+from jupyter_gpumarket.pool.draining import Draining
 from jupyter_gpumarket.pool.host_leases import HOST_MARK, HostLease, adopt_orphans, kill_marked, remove_folder
 from jupyter_gpumarket.pool.registry import held, stop_request
 from jupyter_gpumarket.pool.registry_client import RegistryClient, RegistrySays
@@ -53,6 +54,7 @@ class HostOptions(Record, frozen=True, kw_only=True):
     split: bool = False
     gpus: tuple[int, ...] | None = None
     login: str = ""
+    grace_s: float = 0.0
     until_stdin_ends: bool = False
 
 
@@ -79,7 +81,9 @@ class Host:
         self._sequence = 0
         self._registry_boot = ""
         self._version = -1
+        self._leaves_ms: int | None = None
         self._news = asyncio.Event()
+        self._left = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def leases_named(self, name: str, login: str) -> list[HostLease]:
@@ -98,7 +102,19 @@ class Host:
             seen_version=self._version,
             wait_s=wait_s,
             leaving=leaving,
+            leaves_ms=self._leaves_ms,
         )
+
+    async def emptied(self) -> None:
+        """Return when no lease is left on it."""
+        while any(lease.state != "gone" for lease in self._leases.values()):
+            self._left.clear()
+            await self._left.wait()
+
+    def leave_at(self, at_ms: int) -> None:
+        """Take no new lease, and tell the registry at once when this host goes."""
+        self._leaves_ms = at_ms
+        self._news.set()
 
     def obey(self, orders: Orders, told: HostReport) -> None:
         """Do what the registry wants; what it does not mention any more is over. `told` is the report it answers."""
@@ -169,6 +185,8 @@ class Host:
 
     def _changed(self, lease: HostLease) -> None:
         self._news.set()
+        if lease.state == "gone":
+            self._left.set()
         if lease.state == "ending":
             self._end(lease, lease.detail)
 
@@ -179,7 +197,7 @@ class Host:
 
 
 async def run_host(options: HostOptions) -> None:
-    """Serve until SIGTERM or SIGINT; then end all leases, tell the registry, and leave.
+    """Serve until SIGTERM or SIGINT, and for `grace_s` after it; then end all leases, tell the registry, and leave.
 
     Raises:
         ConfigError: a setting is wrong, the registry refuses this host, or another process has the folder.
@@ -213,6 +231,7 @@ async def run_host(options: HostOptions) -> None:
             country=options.country,
         )
         stop = stop_request(with_stdin=options.until_stdin_ends)
+        Draining(host, options.folder, stop, grace_s=options.grace_s).listen()
         async with RegistryClient(options.registry, await pinned(options)) as registry:
             serving = asyncio.create_task(serve(host, registry, joining, options))
             await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)

@@ -83,6 +83,7 @@ class Book:
                     sequence=report.sequence,
                     last_heard_ms=now_ms,
                     present=not report.leaving,
+                    leaves_ms=report.leaves_ms,
                 )
             )
 
@@ -127,7 +128,7 @@ class Book:
         return [
             shown_offer(host, offer)
             for host in self._store.hosts()
-            if host.present
+            if host.present and host.leaves_ms is None
             for offer in host.offers
             if offer.offer_id not in taken | self._busy.get(host.host_id, frozenset())
         ]
@@ -255,6 +256,7 @@ class Book:
             if host is not None and row.status == "running"
             else None
         )
+        leaves_ms = host.leaves_ms if host is not None and row.status in ("pending", "running") else None
         return PoolRental(
             rental_id=row.rental_id,
             label=row.label,
@@ -268,6 +270,8 @@ class Book:
             ended_ms=row.ended_ms,
             deadline_ms=row.deadline_ms,
             detail=row.detail,
+            ends_ms=leaves_ms,
+            ends_why=f"its owner drains the host {host.name}" if host is not None and leaves_ms is not None else "",
         )
 
     # ── inside ──
@@ -296,6 +300,8 @@ class Book:
             for offer in host.offers:
                 if offer.offer_id != offer_id:
                     continue
+                if host.leaves_ms is not None:
+                    raise Refused(410, f"the machine of the offer {offer_id} is drained, and takes nobody", "offer_id")
                 if not host.present:
                     raise Refused(410, f"the machine of the offer {offer_id} is not there now", "offer_id")
                 taken = offer_id in self._busy.get(host.host_id, ()) or any(

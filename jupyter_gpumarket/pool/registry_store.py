@@ -35,7 +35,8 @@ CREATE INDEX live_rentals_of_host ON rentals (host_id) WHERE status <> 'gone';
 
 
 class HostRow(Record, frozen=True, kw_only=True):
-    """A machine that joined, and what it said of itself last. `present` is False once it is lost or has left."""
+    """A machine that joined, and what it said of itself last. `present` is False once it is lost or has left,
+    `leaves_ms` when it will leave."""
 
     host_id: str
     name: str
@@ -49,6 +50,7 @@ class HostRow(Record, frozen=True, kw_only=True):
     sequence: int = -1
     last_heard_ms: int = 0
     present: bool = False
+    leaves_ms: int | None = None
 
 
 class RentalRow(Record, frozen=True, kw_only=True):

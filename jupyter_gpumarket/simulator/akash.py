@@ -343,14 +343,19 @@ class AkashStandIn:
         assert auction.rental is not None
         taken = auction.rental.phase in (Phase.STOPPED, Phase.DEAD)
         reason = "lease_closed_reason_unstable" if taken else "lease_closed_owner" if until else "lease_closed_invalid"
+        reclaiming = until is None and auction.rental.reclaim_ms is not None
+        if reclaiming:
+            reason = "lease_closed_reason_decommission"
         row = {
             "id": party(OWNER, auction.dseq, auction.provider),
-            "state": "active" if until is None else "closed",
+            "state": "reclaiming" if reclaiming else "active" if until is None else "closed",
             "price": coin(rate),
             "created_at": str(height_at(auction.leased_ms)),
             "closed_on": "0" if until is None else str(height_at(until)),
             "reason": reason,
         }
+        if reclaiming:
+            row["reclamation"] = reclamation(auction.rental, reason)
         return row | {"status": self._status(auction)} if live else row
 
     def _status(self, auction: Auction) -> dict[str, Any] | None:
@@ -406,6 +411,12 @@ def height_at(at_ms: int) -> int:
 
 def time_of(height: int) -> int:
     return FIRST_BLOCK_MS + height * BLOCK_MS
+
+
+def reclamation(rental: SimRental, reason: str) -> dict[str, Any]:
+    """The notice that a provider has given (AEP-82): when it began, and when it closes the lease."""
+    began_s, deadline_s = (rental.reclaimed_ms or 0) // 1000, (rental.reclaim_ms or 0) // 1000
+    return {"window": f"{deadline_s - began_s}s", "started_at": began_s, "deadline": deadline_s, "reason": reason}
 
 
 def address(host: Offer) -> str:

@@ -15,6 +15,7 @@ class Fault(StrEnum):
     LOST_AFTER_CREATE = "lost_after_create"
     ERROR_AFTER_CREATE = "error_after_create"
     PREEMPTED = "preempted"
+    RECLAIMED = "reclaimed"
     DIES_BOOTING = "dies_booting"
     DEARER = "dearer"
     WRONG_GPU = "wrong_gpu"
@@ -31,6 +32,7 @@ WORDS = {
     Fault.LOST_AFTER_CREATE: "the next create call is cut off, and it was rented all the same",
     Fault.ERROR_AFTER_CREATE: "the next create call ends in 503, and it was rented all the same",
     Fault.PREEMPTED: "the next machine that runs is taken away again",
+    Fault.RECLAIMED: "the next machine is taken away while it is used, with notice where the marketplace gives any",
     Fault.DIES_BOOTING: "the next machine never comes up",
     Fault.DEARER: "the next rental costs half as much again as was listed",
     Fault.WRONG_GPU: "machines are listed with a GPU that they do not have",

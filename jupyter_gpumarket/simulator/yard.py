@@ -22,6 +22,9 @@ from jupyter_gpumarket.simulator.relay import Relay
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
+# A machine that is reclaimed runs so long before its owner says so, and so long after that.
+RECLAIM_AFTER_S = 1.5
+RECLAIM_NOTICE_S = 1.5
 DAY_MS = 24 * MS_PER_HOUR
 END_TRIES = 60
 
@@ -40,7 +43,8 @@ class Phase(StrEnum):
 class SimRental:
     """One rental of a stand-in. Rates are nano-dollars an hour; it computes from `running_ms` to `stopped_ms`.
 
-    `login` is the user name that its host knows it by; hosts can know others as well.
+    `login` is the user name that its host knows it by; hosts can know others as well. `reclaim_ms`: when its owner, who
+    has said so at `reclaimed_ms`, takes it back.
     """
 
     rental_id: str
@@ -57,6 +61,8 @@ class SimRental:
     running_ms: int | None = None
     stopped_ms: int | None = None
     ended_ms: int | None = None
+    reclaimed_ms: int | None = None
+    reclaim_ms: int | None = None
     relay: Relay | None = None
     detail: str = ""
     pool_rental_id: str = ""
@@ -178,6 +184,17 @@ class Yard:
         await self._run_with(rental, Relay(target))
         if self._faults.take(Fault.PREEMPTED):
             self.stop(rental, "outbid")
+        elif self._faults.take(Fault.RECLAIMED):
+            await self.reclaim(rental)
+
+    async def reclaim(self, rental: SimRental, *, notice_s: float | None = None) -> None:
+        """Take the machine away some time after its owner has said so; only some marketplaces tell that."""
+        await self._clock.sleep(RECLAIM_AFTER_S)
+        notice_s = RECLAIM_NOTICE_S if notice_s is None else notice_s
+        rental.reclaimed_ms = self._clock.now_ms()
+        rental.reclaim_ms = rental.reclaimed_ms + round(notice_s * 1000)
+        await self._clock.sleep(notice_s)
+        self.stop(rental, "reclaimed by its owner")
 
     async def _run_with(self, rental: SimRental, relay: Relay) -> None:
         rental.relay = relay

@@ -16,6 +16,8 @@ from tests.simulator.light import Light, light
 pytestmark = pytest.mark.timeout(120)
 # Met by any call, so they are armed again for the release.
 OF_ANY_CALL = frozenset({Fault.TOO_MANY_CALLS, Fault.SERVER_ERROR, Fault.MALFORMED})
+# Only here the marketplace says beforehand that a machine will be taken away.
+GIVES_NOTICE = frozenset({"akash"})
 # These tell a rental's price on no reply, so that a dearer one shows on the bill alone.
 PRICE_UNTOLD = frozenset({"dispersed"})
 # What our own sight of a rental's begin and end may be off by.
@@ -48,6 +50,8 @@ async def lived(name: str, fault: Fault) -> Outcome:
         market.arm(fault, None if fault is Fault.WRONG_GPU else 1)
         lease = await market.reaches(await market.wish(), LeaseState.READY)
         happened = fault is Fault.WRONG_GPU or not market.faults.is_armed(fault)
+        if fault is Fault.RECLAIMED:
+            lease = await market.reaches(lease, *ENDED_STATES)
         if lease.state is LeaseState.READY:
             if fault in OF_ANY_CALL:
                 market.arm(fault)
@@ -85,6 +89,9 @@ def test_every_fault_ends_with_nothing_rented(name: str, fault: Fault) -> None:
     if fault is Fault.WRONG_GPU:
         assert end.lease.state is LeaseState.FAILED
         assert all("not as sold" in attempt.reason for attempt in end.lease.attempts)
+    if fault is Fault.RECLAIMED:
+        assert end.lease.ready_ms is not None
+        assert (end.lease.notice is not None) == (name in GIVES_NOTICE)
     if fault is Fault.DEARER and name not in PRICE_UNTOLD:
         assert "dearer than agreed" in end.lease.attempts[0].reason
     assert end.lease.state in ENDED_STATES
