@@ -196,6 +196,30 @@ def _try_output(cluster: ClusterClient) -> tuple[RunView, list[RunMessage]] | No
         return None
 
 
+def test_the_end_of_a_budget_saves_declared_outputs_within_it(lab: Folders) -> None:
+    """A cell that runs when the lease's money ends is interrupted: what it declared is here, and the bill fits."""
+    with broker_of(lab) as door:
+        view = follow(door, wish(door), LeaseState.READY)
+        cluster = door.cluster(view.lease.lease_id)
+        code = "best = 0\nimport time\nwhile True:\n    best += 1\n    time.sleep(0.01)"
+        door.start_run(RunWish(run_id="run-1", lease_id=view.lease.lease_id, session="main", owner=OWNER))
+        cluster.run(RunRequest(run_id="run-1", lease_id=view.lease.lease_id, code=code, outputs=("best",), owner=OWNER))
+        until("it runs", lambda: cluster.run_view("run-1").status is RunStatus.RUNNING)
+        spent = door.lease(view.lease.lease_id).cost_nusd
+        budget = spent + usd("3.60") * 20 // 3600
+        door.extend(view.lease.lease_id, budget_nusd=budget)
+        view = follow(door, view, LeaseState.RELEASED, deadline_s=60)
+        run, _ = output(cluster, "run-1")
+        charges = until("the books close", lambda: (c := door.costs().charges) and all(x.final for x in c) and c)
+
+        assert "budget" in view.lease.reason
+        assert run.status is RunStatus.INTERRUPTED, run
+        assert "budget" in run.reason
+        assert (run.outputs[0].name, run.outputs[0].error) == ("best", "")
+        assert int(cluster.output("run-1", "best")) > 100
+        assert sum(charge.amount_nusd for charge in charges) <= budget
+
+
 def test_a_project_budget_refuses_and_cuts(lab: Folders) -> None:
     """A wish beyond the project's budget is refused; a lease that uses it up is drained and released by the broker."""
     with broker_of(lab) as door:

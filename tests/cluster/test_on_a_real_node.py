@@ -288,6 +288,28 @@ async def test_an_agent_killed_during_a_cell_ends_it_as_lost_and_the_node_works_
     assert text == "again\n"
 
 
+async def test_a_node_that_is_shut_down_says_so_and_its_outputs_are_saved(
+    on_node: ClusterUnderTest, real: RealNode
+) -> None:
+    """SIGTERM to the agent, as when a container is stopped: the broker hears of it, and declared outputs come over."""
+    code = "best = 0\nimport time\nprint('on', flush=True)\nwhile True:\n    best += 1\n    time.sleep(0.01)"
+    await on_node.submit("run-leaving", code, LEASE, outputs=("best",))
+    async with asyncio.timeout(30):
+        while not (await on_node.batch("run-leaving", 0, 5)).messages:
+            pass
+    os.kill(real.agent_pid(), signal.SIGTERM)
+    _, view = await on_node.follow("run-leaving", 30)
+    output = await on_node.call("GET", "/v1/runs/run-leaving/outputs/best")
+    waiting = (on_node.folder / "facts.jsonl").read_text()
+
+    assert (view.status, view.outputs[0].error) == (RunStatus.INTERRUPTED, "")
+    assert "SIGTERM" in view.reason
+    assert int(output.content) > 0
+    assert '"node_leaving"' in waiting
+    back = await until_up(on_node, 90)
+    assert back.notice is None, "a new agent, and the node goes on"
+
+
 @pytest.mark.slow
 async def test_a_hundred_megabytes_come_through(on_node: ClusterUnderTest) -> None:
     """A real kernel prints 100 MB: bounded log, everything in the file."""

@@ -1,9 +1,10 @@
 """Dask under chaos: workers that live two seconds on average, and a sum that has to come out right all the same.
 
-    python -m tests.dask.chaos [rounds]
+    python -m tests.dask.chaos [rounds] [head]
 
-Four nodes (in network namespaces where that is allowed), one worker each. The scheduler and the driving session live
-on the head, and are not killed here; what happens when they are is another test.
+Four nodes in network namespaces, one worker each. Without `head`, workers are killed, and the scheduler lives on. With
+it the scheduler is killed at random moments, and the session, which keeps what it has got so far, submits the rest to
+the new one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,8 @@ from tests.dask.conftest import DaskCluster, running
 
 MEAN_LIFE_S = 2.0
 WORKER = "distributed.cli.dask_worker"
+SCHEDULER = "distributed.cli.dask_scheduler"
+ITEMS = 80
 # 64 pieces that all depend on each other twice over; each takes a moment, so that workers die in the middle of it.
 WORK = """
 import time
@@ -39,6 +43,27 @@ with dask.config.set({"array.rechunk.method": "tasks"}):
     x = da.arange(640 * 640, chunks=640 * 80).reshape((640, 640)).rechunk((80, 80)).map_blocks(slowly)
     y = (x + x.T).rechunk((640, 40)).map_blocks(slowly)
     print(int((y.rechunk((40, 640)).sum(axis=0) * np.arange(640)).sum().compute()))
+"""
+
+
+# What was not got before is submitted; each run of an item leaves a mark.
+REST = """
+import os, time
+from distributed import as_completed
+done = globals().get("done", {{}})
+
+def slowly(k, marks={marks!r}):
+    open(f"{{marks}}/{{k}}-{{os.urandom(4).hex()}}", "w").close()
+    time.sleep(0.1)
+    return k * k
+
+futures = {{client.submit(slowly, k, pure=False): k for k in range({items}) if k not in done}}
+try:
+    for future, value in as_completed(futures, with_results=True):
+        done[futures[future]] = value
+except BaseException as error:
+    print("lost:", type(error).__name__)
+print(len(done), sum(done.values()))
 """
 
 
@@ -81,6 +106,52 @@ async def round_of(cluster: DaskCluster, *, seed: int, timeout_s: float, most: i
     return text, view, len(deaths)
 
 
+async def kill_scheduler(cluster: DaskCluster, after_s: float) -> int:
+    """Kill the scheduler so long after now; its generation."""
+    view = await cluster.view()
+    head = next(node for node in cluster.nodes if node.lease_id == view.head)
+    await asyncio.sleep(after_s)
+    for process in await asyncio.to_thread(head.dask, SCHEDULER):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return view.generation
+
+
+async def round_of_heads(cluster: DaskCluster, marks: Path, *, seed: int, kills: int) -> tuple[str, int]:
+    """One computation over several schedulers; what its last cell printed, and how many runs were repeated."""
+    rng = random.Random(seed)
+    await cluster.run("done = {}")
+    for _ in range(kills):
+        head = (await cluster.view()).head
+        killer = asyncio.create_task(kill_scheduler(cluster, rng.uniform(0.2, 1.8)))
+        await cluster.run(REST.format(marks=str(marks), items=ITEMS), head)
+        generation = await killer
+        await cluster.until(lambda view, old=generation: view.generation > old, "another scheduler is started")  # type: ignore[misc]
+        await cluster.until_workers(len(cluster.nodes))
+    text, _ = await cluster.run(REST.format(marks=str(marks), items=ITEMS), head)
+    runs = Counter(int(path.name.split("-")[0]) for path in marks.iterdir())
+    return text, sum(runs.values()) - len(runs)
+
+
+async def main_of_heads(rounds: int) -> int:
+    """The same for schedulers that die."""
+    right = 0
+    with tempfile.TemporaryDirectory(prefix="gmd") as scratch:
+        async for cluster in running(Path(scratch), 4, is_apart=True):
+            await cluster.until_workers(4)
+            for seed in range(rounds):
+                marks = Path(scratch) / f"marks-{seed}"
+                marks.mkdir()
+                began = time.monotonic()
+                text, again = await round_of_heads(cluster, marks, seed=seed, kills=2)
+                is_right = text.split() == [str(ITEMS), str(sum(k * k for k in range(ITEMS)))]
+                right += is_right
+                took = time.monotonic() - began
+                print(f"round {seed}: {'right' if is_right else text}, {again} runs repeated, {took:.1f} s", flush=True)
+    print(f"{right} of {rounds} right")
+    return 0 if right == rounds else 1
+
+
 async def main(rounds: int) -> int:
     """Run and print; the exit code tells whether all were right."""
     right = 0
@@ -93,10 +164,12 @@ async def main(rounds: int) -> int:
                 is_right = text.strip() == str(right_value())
                 right += is_right
                 took = time.monotonic() - began
-                print(f"round {seed}: {'right' if is_right else text + str(view)}, {deaths} deaths, {took:.1f} s")
+                told = "right" if is_right else text + str(view)
+                print(f"round {seed}: {told}, {deaths} deaths, {took:.1f} s", flush=True)
     print(f"{right} of {rounds} right")
     return 0 if right == rounds else 1
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)))
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    sys.exit(asyncio.run(main_of_heads(wanted) if "head" in sys.argv else main(wanted)))

@@ -158,6 +158,34 @@ def test_a_silent_node_is_waited_for_and_then_copied() -> None:
     assert (share.lease_id, share.copy_of, share.count) == ("b", "a", 1)
 
 
+def test_a_node_that_will_end_gives_back_and_gets_nothing_while_another_stays() -> None:
+    """What it has not begun is asked for at once, and only once; what runs there is copied only after the patience."""
+    table = Table(6, retries=0, deaths=3)
+    table.take("a", 3)
+    table.begin("a", [(0, 1)])
+    first = shares(table, place("a", leaving_s=0.0), place("b"))
+    asked = shares(table, place("a", leaving_s=0.1, is_asked=True), place("b"))
+    table.give_back("a", [(1, 1), (2, 1)])
+    table.take("b", 9)
+    for item in range(1, 6):
+        table.end(Report(index=item, attempt=1, lease_id="b", status="ok"))
+    early = shares(table, place("a", leaving_s=1.0), place("b"))
+    late = shares(table, place("a", leaving_s=6.0), place("b"))
+
+    assert [(one.lease_id, one.take_back, one.count) for one in first] == [("a", True, 2), ("b", False, 2)]
+    assert [(one.lease_id, one.take_back) for one in asked] == [("b", False)]
+    assert early == []
+    assert [(one.lease_id, one.copy_of, one.count) for one in late] == [("b", "a", 1)]
+
+
+def test_nodes_that_will_all_end_work_on() -> None:
+    """With nobody to take over, each goes on with what it has and gets more."""
+    table = Table(6, retries=0, deaths=3)
+    given = shares(table, place("a", leaving_s=9.0), place("b", leaving_s=9.0))
+
+    assert [(one.take_back, one.count > 0) for one in given] == [(False, True), (False, True)]
+
+
 class World:
     """A map, its nodes and what is under way between them: played by a seed."""
 
@@ -175,8 +203,16 @@ class World:
     def fresh(self) -> Table:
         return Table(self.count, retries=1, deaths=3, checked=self.checked)
 
-    def share(self, silent: str = "") -> None:
-        places = [Place(lease_id=n, slots=2, silent_s=9.0 if n == silent else 0.0) for n in self.nodes]
+    def share(self, silent: str = "", leaving: str = "") -> None:
+        places = [
+            Place(
+                lease_id=n,
+                slots=2,
+                silent_s=9.0 if n == silent else 0.0,
+                leaving_s=self.rng.choice([0.0, 9.0]) if n == leaving else None,
+            )
+            for n in self.nodes
+        ]
         for one in share_out(self.table, places, patience_s=5):
             if one.take_back:
                 waiting = [key for key, state in self.nodes[one.lease_id].items() if state == "waiting"]
@@ -223,7 +259,7 @@ class World:
 
     def trouble(self) -> None:
         lease = self.rng.choice(list(self.nodes))
-        match self.rng.choice(["agent", "lost", "crash", "contact", "silent"]):
+        match self.rng.choice(["agent", "lost", "crash", "contact", "silent", "leaving"]):
             case "agent":  # a new agent knows nothing
                 self.nodes[lease].clear()
                 self.table.agree(lease, [], may_claim=False)
@@ -234,6 +270,8 @@ class World:
                 self.agree(lease, may_claim=False)
             case "silent":
                 self.share(silent=lease)
+            case "leaving":
+                self.share(leaving=lease)
             case "crash":  # our own process, at any step: what was written down is all there is
                 self.table = self.fresh()
                 for line in self.lines:

@@ -141,7 +141,7 @@ class Cloud:
             tells_begin=options.tells_begin,
         )
         if dies_ms is not None and self.happens(options.noticed):
-            truth.told_from_ms = dies_ms - round(self.rng.uniform(0, 600) * 1000)
+            truth.told_from_ms = dies_ms - round(self.rng.uniform(0, 1800) * 1000)
         self.rentals[truth.rental_id] = truth
         self.dirty = True
         self.trace(f"create {truth.rental_id} {label} {offer.offer_id}")

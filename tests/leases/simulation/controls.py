@@ -19,6 +19,7 @@ from jupyter_gpumarket.leases.events import (
     Rented,
     RentUnclear,
     TakenUp,
+    Warn,
 )
 from jupyter_gpumarket.models import Lease, LeaseState, Rental, RentalStatus
 from tests.leases.simulation.cloud import NAME
@@ -72,6 +73,12 @@ def bill_from_answer(lease: Lease, event: Event, policy: Policy, now_ms: int) ->
     if isinstance(event, Rented) and after.billed_from_ms is not None:
         after = msgspec.structs.replace(after, billed_from_ms=now_ms)
     return after, instructions
+
+
+def silent_about_notices(lease: Lease, event: Event, policy: Policy, now_ms: int) -> Decision:
+    """A notice is kept, and nobody who works on the node hears of it."""
+    after, instructions = machine.advance(lease, event, policy, now_ms)
+    return after, tuple(one for one in instructions if not isinstance(one, Warn))
 
 
 class LazyStore:
@@ -135,5 +142,6 @@ CONTROLS: dict[str, tuple[Defences, set[str]]] = {
     "phases have no end": (Defences(policy=policy(phase_s={})), {"phases end", "all ends"}),
     "no deadline": (Defences(decide=no_deadline), {"in budget", "all ends"}),
     "no recovery": (Defences(adjust=without_recovery), {"known or found", "in budget", "phases end", "all ends"}),
+    "notices are not passed on": (Defences(decide=silent_about_notices), {"notice passed on"}),
     "billed from the answer": (Defences(decide=bill_from_answer), {"billed truly"}),
 }

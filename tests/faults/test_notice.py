@@ -1,0 +1,208 @@
+"""A machine's owner wants it back and says so: what is told, what moves, what is rented instead, and what it costs.
+
+Everything is real: a pool with four hosts of which one after the other is drained, broker, cluster process, Dask, maps,
+and a notebook's kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jupyter_gpumarket import codecs
+from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskWish, MapRequest, MapState, RunRequest, RunWish
+from jupyter_gpumarket.client import Client, ClusterClient, connect
+from jupyter_gpumarket.mapfiles import PackedItem, pack
+from jupyter_gpumarket.models import ENDED_RUNS, ENDED_STATES, Lease, LeaseState, OfferQuery, Owner, RunStatus
+from jupyter_gpumarket.money import usd
+from jupyter_gpumarket.notebook.map_results import MapResults, map_folder
+from tests.notebook.real_kernel import ROOT, RealKernel
+from tests.pool_fixtures import RunningPool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+READY_S = 150.0
+NOTEBOOK = "notice.ipynb"
+OWNER = Owner(notebook=NOTEBOOK)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[RunningPool]:
+    """A pool with four hosts."""
+    top = Path(tempfile.mkdtemp(prefix="gpn", dir="/tmp"))
+    pool = RunningPool(top)
+    try:
+        pool.start_registry()
+        for _ in range(4):
+            pool.add_host()
+        yield pool
+    finally:
+        with connect(pool.folders, start=False) as client:
+            client.shutdown()
+        pool.stop()
+        shutil.rmtree(top, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def door(lab: RunningPool) -> Iterator[Client]:
+    with connect(lab.folders, timeout_s=60) as client:
+        yield client
+
+
+def drain(lab: RunningPool, lease: Lease, grace_s: float) -> int:
+    """Drain the host that serves a lease; its number."""
+    number = next(n for n in range(len(lab.hosts)) if (lab.host_folder(n) / "leases" / lease.rental_id).exists())
+    argv = [sys.executable, "-m", "jupyter_gpumarket.pool", "host", "--folder", str(lab.host_folder(number)), "--drain"]
+    subprocess.run([*argv, "--grace", str(grace_s)], cwd=ROOT, check=True, capture_output=True, timeout=30)
+    return number
+
+
+def run(door: Client, cluster: ClusterClient, lease_id: str, code: str) -> str:
+    """A cell to its end; what it printed."""
+    run_id = f"run-{os.urandom(4).hex()}"
+    door.start_run(RunWish(run_id=run_id, lease_id=lease_id, session="main", owner=OWNER))
+    cluster.run(RunRequest(run_id=run_id, lease_id=lease_id, code=code, owner=OWNER))
+    deadline = time.monotonic() + 90
+    while (batch := cluster.messages(run_id, 0, 2)).run.status not in ENDED_RUNS:
+        assert time.monotonic() < deadline, batch
+    assert batch.run.status is RunStatus.OK, batch
+    return "".join(m.content.get("text", "") for m in batch.messages if m.msg_type == "stream")
+
+
+def start_map(cluster: ClusterClient, code: str, count: int) -> str:
+    packed = [codecs.encode_input(k) for k in range(count)]
+    sha256 = cluster.put_blob(pack([PackedItem(codec=one.codec, data=one.data) for one in packed]))
+    map_id = f"map{os.urandom(6).hex()}"
+    cluster.start_map(MapRequest(map_id=map_id, code=code, item_name="item", items_sha256=sha256, count=count))
+    return map_id
+
+
+def test_a_drained_host_hands_over_and_is_replaced_before_it_goes(
+    lab: RunningPool, door: Client, tmp_path: Path
+) -> None:
+    """Three nodes, one with notice: its Dask result moves, its items run once, another node comes, the bill is true."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    wish = ClusterWish(
+        aim=Aim(minimum=3, maximum=3),
+        query=OfferQuery(),
+        budget_nusd=usd("2"),
+        max_s=3600,
+        owner=OWNER,
+        dask=DaskWish(nthreads=1, memory_limit="0", nanny=False),
+    )
+    door.keep_cluster("trio", wish)
+    before = crew(lab, door, 3)
+    assert before.dask is not None
+    leaving = next(lease for lease in before.leases if lease.lease_id != before.dask.head)
+    worker = next(w.name for w in before.dask.workers if w.lease_id == leaving.lease_id)
+    cluster = door.cluster(before.dask.head)
+    held = f"kept = client.submit(lambda: 41, workers=[{worker!r}], allow_other_workers=True); print(kept.result())"
+    assert run(door, cluster, before.dask.head, held) == "41\n"
+    body = f"import os, time\nopen({str(marks)!r} + f'/{{item}}-{{os.urandom(4).hex()}}', 'w').close()\n"
+    map_id = start_map(cluster, f"{body}time.sleep(0.4)\nitem ** 2", 150)
+    lab.wait_until(
+        lambda: (
+            all(s.ended for s in cluster.map_news(map_id, 0, 1).map.seats if s.lease_id == leaving.lease_id)
+            and len(cluster.map_news(map_id, 0, 0).map.seats) == 3
+        ),
+        "every node works on the map",
+        60,
+    )
+
+    number = drain(lab, leaving, 90)
+    lab.wait_until(lambda: any(leaving.name in n for n in door.cluster_view("trio").notices), "it is told", 30)
+    ended = lab.wait_until(lambda: is_ended(door, leaving.lease_id), "it is given back once it holds nothing", 90)
+    after = crew(lab, door, 3)
+    assert after.dask is not None
+    new = next(lease for lease in after.leases if lease.lease_id not in {one.lease_id for one in before.leases})
+    assert ended.billed_to_ms is not None
+    assert new.created_ms < ended.billed_to_ms
+    assert "has handed over what it held" in ended.reason
+    assert run(door, cluster, after.dask.head, "print(kept.result(), kept.status)") == "41 finished\n"
+    assert after.dask.generation == before.dask.generation
+    finished_once(lab, cluster, map_id, marks)
+    assert lab.hosts[number].process is not None
+    assert lab.hosts[number].process.wait(30) == 0
+    ends_with_a_true_ledger(lab, door, wish)
+
+
+def crew(lab: RunningPool, door: Client, count: int) -> ClusterView:
+    """So many nodes are ready, with a worker each."""
+
+    def whole() -> ClusterView | None:
+        view = door.cluster_view("trio")
+        there = {lease.lease_id for lease in view.leases if lease.state is LeaseState.READY}
+        running = {w.lease_id for w in view.dask.workers if w.state == "running"} if view.dask is not None else set()
+        return view if len(there & running) == count else None
+
+    found = lab.wait_until(whole, f"{count} nodes work", READY_S)
+    assert isinstance(found, ClusterView)
+    return found
+
+
+def is_ended(door: Client, lease_id: str) -> Lease | None:
+    lease = door.lease(lease_id).lease
+    return lease if lease.state in ENDED_STATES else None
+
+
+def finished_once(lab: RunningPool, cluster: ClusterClient, map_id: str, marks: Path) -> None:
+    """Every item has its right value and was run once: what a node has not begun it gives back, the rest it ends."""
+    deadline = time.monotonic() + 120
+    view = cluster.map_news(map_id, 0, 0).map
+    while view.state is MapState.RUNNING:
+        assert time.monotonic() < deadline, view
+        view = cluster.map_news(map_id, view.n, 2).map
+    found = MapResults(map_folder(lab.folders.state / "clusters", map_id))
+    assert (view.ok, view.n, view.retried) == (150, 150, 0)
+    assert found.values() == [k**2 for k in range(150)]
+    runs = Counter(int(path.name.split("-")[0]) for path in marks.iterdir())
+    assert set(runs.values()) == {1}
+
+
+def ends_with_a_true_ledger(lab: RunningPool, door: Client, wish: ClusterWish) -> None:
+    """Nothing stays rented, within the budget, and our lines add up to the pool's own bill to the nano-dollar."""
+    door.end_cluster("trio")
+    lab.wait_until(lambda: not door.leases(), "all is given back", 60)
+    charges = lab.wait_until(lambda: (c := door.costs().charges) and all(x.final for x in c) and c, "books close", 30)
+    assert sum(charge.amount_nusd for charge in charges) <= wish.budget_nusd
+    compared = door.reconcile()
+    assert len(compared) == 4
+    assert [one.gap_nusd for one in compared] == [0, 0, 0, 0]
+    assert door.orphans() == []
+    assert len(lab.offer_ids()) == 3
+
+
+def test_a_running_cell_is_told_and_its_outputs_are_saved(lab: RunningPool, door: Client, tmp_path: Path) -> None:
+    """On the only node, with a cell that runs on: it says so at once, and what -o names is there when the node goes."""
+    environment = {**lab.environment, "PYTHONPATH": str(ROOT), "JUPYTER_GPUMARKET_NOTEBOOK": NOTEBOOK}
+    kernel = RealKernel(environment, tmp_path).start()
+    try:
+        kernel.must_run("%load_ext jupyter_gpumarket")
+        kernel.must_run("%%gpu --gpu none --budget 1 -o started\nstarted = 1")
+        lease = door.leases()[0].lease
+        sent = kernel.submit(
+            "%%gpu -o best,never\nimport time\nbest = 0\nwhile True:\n    best += 1\n    time.sleep(0.01)"
+        )
+        lab.wait_until(lambda: any(r.run.status is RunStatus.RUNNING for r in door.runs()), "the cell runs", 30)
+        drain(lab, lease, 16)
+        done = kernel.finish(sent)
+        shown = kernel.must_run("print(best > 50, started)").stdout
+        ended = lab.wait_until(lambda: is_ended(door, lease.lease_id), "it is gone", 60)
+    finally:
+        kernel.stop()
+
+    assert done.status == "error"
+    assert "its owner drains the host" in done.stderr
+    assert "its owner drains the host" in done.reply["evalue"]
+    assert shown == "True 1\n"
+    assert ended.notice is not None
+    assert door.leases() == []
