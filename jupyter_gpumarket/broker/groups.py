@@ -317,7 +317,8 @@ class Groups:
 
     async def _see_off(self, group: Group, going: list[Lease], staying: list[Lease], market: Market) -> None:
         """Nodes that will be taken away are given back once they hold nothing, where others go on with the work."""
-        if not any(lease.state in WORKING for lease in staying):
+        is_seen = group.wish.dask is None or group.dask is not None
+        if not is_seen or not any(lease.state in WORKING for lease in staying):
             return
         for lease in going:
             runs = self._store.runs(lease_id=lease.lease_id)

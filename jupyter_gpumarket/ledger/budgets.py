@@ -29,8 +29,9 @@ from jupyter_gpumarket.money import format_usd
 
 Verdict = Literal["ok", "warn", "spent"]
 
-# Such a lease ends already; to drain it again would change nothing.
+# What bringing outputs over may use of a lease's whole time: one part of so many.
 SMALL_PART = 20
+# Such a lease ends already; to drain it again would change nothing.
 _ENDING = frozenset({LeaseState.DRAINING, LeaseState.RELEASING, LeaseState.RELEASE_UNCONFIRMED})
 
 

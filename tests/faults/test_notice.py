@@ -1,13 +1,15 @@
 """A machine's owner wants it back and says so: what is told, what moves, what is rented instead, and what it costs.
 
-Everything is real: a pool with four hosts of which one after the other is drained, broker, cluster process, Dask, maps,
-and a notebook's kernel.
+Then a machine that dies without a word. Everything is real: a pool with five hosts, broker, cluster process, Dask,
+maps, and a notebook's kernel.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jupyter_gpumarket import codecs
@@ -30,18 +33,19 @@ from tests.pool_fixtures import RunningPool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 READY_S = 150.0
+ITEMS = 120
 NOTEBOOK = "notice.ipynb"
 OWNER = Owner(notebook=NOTEBOOK)
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[RunningPool]:
-    """A pool with four hosts."""
+    """A pool with five hosts; one that is silent is soon lost."""
     top = Path(tempfile.mkdtemp(prefix="gpn", dir="/tmp"))
     pool = RunningPool(top)
     try:
-        pool.start_registry()
-        for _ in range(4):
+        pool.start_registry("--lost-after", "5")
+        for _ in range(5):
             pool.add_host()
         yield pool
     finally:
@@ -57,9 +61,13 @@ def door(lab: RunningPool) -> Iterator[Client]:
         yield client
 
 
+def host_of(lab: RunningPool, lease: Lease) -> int:
+    return next(n for n in range(len(lab.hosts)) if (lab.host_folder(n) / "leases" / lease.rental_id).exists())
+
+
 def drain(lab: RunningPool, lease: Lease, grace_s: float) -> int:
     """Drain the host that serves a lease; its number."""
-    number = next(n for n in range(len(lab.hosts)) if (lab.host_folder(n) / "leases" / lease.rental_id).exists())
+    number = host_of(lab, lease)
     argv = [sys.executable, "-m", "jupyter_gpumarket.pool", "host", "--folder", str(lab.host_folder(number)), "--drain"]
     subprocess.run([*argv, "--grace", str(grace_s)], cwd=ROOT, check=True, capture_output=True, timeout=30)
     return number
@@ -77,29 +85,36 @@ def run(door: Client, cluster: ClusterClient, lease_id: str, code: str) -> str:
     return "".join(m.content.get("text", "") for m in batch.messages if m.msg_type == "stream")
 
 
-def start_map(cluster: ClusterClient, code: str, count: int) -> str:
-    packed = [codecs.encode_input(k) for k in range(count)]
+def start_map(lab: RunningPool, cluster: ClusterClient, code: str) -> str:
+    """A map over range(ITEMS), once every node has its part in it."""
+    packed = [codecs.encode_input(k) for k in range(ITEMS)]
     sha256 = cluster.put_blob(pack([PackedItem(codec=one.codec, data=one.data) for one in packed]))
     map_id = f"map{os.urandom(6).hex()}"
-    cluster.start_map(MapRequest(map_id=map_id, code=code, item_name="item", items_sha256=sha256, count=count))
+    cluster.start_map(MapRequest(map_id=map_id, code=code, item_name="item", items_sha256=sha256, count=ITEMS))
+
+    def shared() -> bool:
+        seats = [seat for seat in cluster.map_news(map_id, 0, 1).map.seats if seat.state == "ready"]
+        return len(seats) == 3 and all(seat.ended for seat in seats)
+
+    lab.wait_until(shared, "every node works on the map", 60)
     return map_id
+
+
+WISH = ClusterWish(
+    aim=Aim(minimum=3, maximum=3),
+    query=OfferQuery(),
+    budget_nusd=usd("2"),
+    max_s=3600,
+    owner=OWNER,
+    dask=DaskWish(nthreads=1, memory_limit="0", nanny=False),
+)
 
 
 def test_a_drained_host_hands_over_and_is_replaced_before_it_goes(
     lab: RunningPool, door: Client, tmp_path: Path
 ) -> None:
-    """Three nodes, one with notice: its Dask result moves, its items run once, another node comes, the bill is true."""
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    wish = ClusterWish(
-        aim=Aim(minimum=3, maximum=3),
-        query=OfferQuery(),
-        budget_nusd=usd("2"),
-        max_s=3600,
-        owner=OWNER,
-        dask=DaskWish(nthreads=1, memory_limit="0", nanny=False),
-    )
-    door.keep_cluster("trio", wish)
+    """Three nodes, one with notice: its Dask result moves, its items run once, and another node comes meanwhile."""
+    door.keep_cluster("trio", WISH)
     before = crew(lab, door, 3)
     assert before.dask is not None
     leaving = next(lease for lease in before.leases if lease.lease_id != before.dask.head)
@@ -107,32 +122,66 @@ def test_a_drained_host_hands_over_and_is_replaced_before_it_goes(
     cluster = door.cluster(before.dask.head)
     held = f"kept = client.submit(lambda: 41, workers=[{worker!r}], allow_other_workers=True); print(kept.result())"
     assert run(door, cluster, before.dask.head, held) == "41\n"
-    body = f"import os, time\nopen({str(marks)!r} + f'/{{item}}-{{os.urandom(4).hex()}}', 'w').close()\n"
-    map_id = start_map(cluster, f"{body}time.sleep(0.4)\nitem ** 2", 150)
-    lab.wait_until(
-        lambda: (
-            all(s.ended for s in cluster.map_news(map_id, 0, 1).map.seats if s.lease_id == leaving.lease_id)
-            and len(cluster.map_news(map_id, 0, 0).map.seats) == 3
-        ),
-        "every node works on the map",
-        60,
-    )
+    map_id = start_map(lab, cluster, marking(tmp_path) + "time.sleep(0.4)\nitem ** 2")
 
     number = drain(lab, leaving, 90)
     lab.wait_until(lambda: any(leaving.name in n for n in door.cluster_view("trio").notices), "it is told", 30)
     ended = lab.wait_until(lambda: is_ended(door, leaving.lease_id), "it is given back once it holds nothing", 90)
     after = crew(lab, door, 3)
-    assert after.dask is not None
     new = next(lease for lease in after.leases if lease.lease_id not in {one.lease_id for one in before.leases})
     assert ended.billed_to_ms is not None
     assert new.created_ms < ended.billed_to_ms
     assert "has handed over what it held" in ended.reason
-    assert run(door, cluster, after.dask.head, "print(kept.result(), kept.status)") == "41 finished\n"
+    assert run(door, cluster, before.dask.head, "print(kept.result(), kept.status)") == "41 finished\n"
+    assert after.dask is not None
     assert after.dask.generation == before.dask.generation
-    finished_once(lab, cluster, map_id, marks)
+    again = finished(lab, cluster, map_id, tmp_path)
+    assert again == [], "what a node has not begun it gives back, and the rest it ends"
     assert lab.hosts[number].process is not None
     assert lab.hosts[number].process.wait(30) == 0
-    ends_with_a_true_ledger(lab, door, wish)
+
+
+def test_a_killed_head_costs_only_what_is_unfinished(lab: RunningPool, door: Client, tmp_path: Path) -> None:
+    """The head's machine dies in the middle of a map and of Dask's work: both end right, on a new head, with 3 nodes.
+
+    The map runs again what ran there. Of Dask, whose results die with the scheduler, the user submits the rest anew.
+    """
+    before = crew(lab, door, 3)
+    assert before.dask is not None
+    head = next(lease for lease in before.leases if lease.lease_id == before.dask.head)
+    cluster = door.cluster(head.lease_id)
+    map_id = start_map(lab, cluster, marking(tmp_path) + "time.sleep(0.4)\nitem ** 2")
+    assert run(door, cluster, head.lease_id, "print(client.submit(sum, [40, 1]).result())") == "41\n"
+    kill(lab, head)
+    after = crew(lab, door, 3)
+    assert after.dask is not None
+    assert after.dask.head not in ("", head.lease_id)
+    assert after.dask.generation > before.dask.generation
+    assert "submitted again" in " ".join(after.dask.notices)
+    cluster = door.cluster(after.dask.head)
+    assert run(door, cluster, after.dask.head, "print(client.submit(sum, [20, 22]).result())") == "42\n"
+    again = finished(lab, cluster, map_id, tmp_path)
+    # One ran, and some had just ended and their word was still under way.
+    assert len(again) <= 6, again
+
+
+def test_after_all_that_the_ledger_is_true_and_nothing_is_rented(lab: RunningPool, door: Client) -> None:
+    """Within the one budget, five nodes in all, each bill the pool's own to the nano-dollar, and every host is free."""
+    door.end_cluster("trio")
+    lab.wait_until(lambda: not door.leases(), "all is given back", 60)
+    charges = lab.wait_until(lambda: (c := door.costs().charges) and all(x.final for x in c) and c, "books close", 30)
+    compared = door.reconcile()
+
+    assert sum(charge.amount_nusd for charge in charges) <= WISH.budget_nusd
+    assert len(compared) == 5
+    assert [one.gap_nusd for one in compared] == [0] * 5, [one.explained for one in compared]
+    assert door.orphans() == []
+    assert len(lab.offer_ids()) == 3
+
+
+def marking(folder: Path) -> str:
+    """A body that leaves a file for each of its runs."""
+    return f"import os, time\nopen({str(folder)!r} + f'/{{item}}-{{os.urandom(4).hex()}}.run', 'w').close()\n"
 
 
 def crew(lab: RunningPool, door: Client, count: int) -> ClusterView:
@@ -154,31 +203,29 @@ def is_ended(door: Client, lease_id: str) -> Lease | None:
     return lease if lease.state in ENDED_STATES else None
 
 
-def finished_once(lab: RunningPool, cluster: ClusterClient, map_id: str, marks: Path) -> None:
-    """Every item has its right value and was run once: what a node has not begun it gives back, the rest it ends."""
+def finished(lab: RunningPool, cluster: ClusterClient, map_id: str, marks: Path) -> list[int]:
+    """Every item has its right value, once; which items were run more than once."""
     deadline = time.monotonic() + 120
     view = cluster.map_news(map_id, 0, 0).map
     while view.state is MapState.RUNNING:
         assert time.monotonic() < deadline, view
         view = cluster.map_news(map_id, view.n, 2).map
     found = MapResults(map_folder(lab.folders.state / "clusters", map_id))
-    assert (view.ok, view.n, view.retried) == (150, 150, 0)
-    assert found.values() == [k**2 for k in range(150)]
-    runs = Counter(int(path.name.split("-")[0]) for path in marks.iterdir())
-    assert set(runs.values()) == {1}
+    assert (view.ok, view.n) == (ITEMS, ITEMS)
+    assert found.values() == [k**2 for k in range(ITEMS)]
+    runs = Counter(int(path.name.split("-")[0]) for path in marks.glob("*.run"))
+    assert len(runs) == ITEMS
+    return [item for item, times in runs.items() if times > 1]
 
 
-def ends_with_a_true_ledger(lab: RunningPool, door: Client, wish: ClusterWish) -> None:
-    """Nothing stays rented, within the budget, and our lines add up to the pool's own bill to the nano-dollar."""
-    door.end_cluster("trio")
-    lab.wait_until(lambda: not door.leases(), "all is given back", 60)
-    charges = lab.wait_until(lambda: (c := door.costs().charges) and all(x.final for x in c) and c, "books close", 30)
-    assert sum(charge.amount_nusd for charge in charges) <= wish.budget_nusd
-    compared = door.reconcile()
-    assert len(compared) == 4
-    assert [one.gap_nusd for one in compared] == [0, 0, 0, 0]
-    assert door.orphans() == []
-    assert len(lab.offer_ids()) == 3
+def kill(lab: RunningPool, lease: Lease) -> None:
+    """As when the power goes: the host, and all that runs in its leases."""
+    number = host_of(lab, lease)
+    lab.hosts[number].kill()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("HOME", "").startswith(str(lab.host_folder(number))):
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def test_a_running_cell_is_told_and_its_outputs_are_saved(lab: RunningPool, door: Client, tmp_path: Path) -> None:

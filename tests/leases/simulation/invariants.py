@@ -170,7 +170,7 @@ class Invariants:
         told = self._world.nodes.warned.get(lease.rental_id)
         is_told = lease.notice is not None and told == lease.notice
         waited = self._waited("notice passed on", self._untold_since, lease.rental_id, is_early and not is_told)
-        if waited > REACTION_S / 3:
+        if waited > REACTION_S / 8:
             self._fail("notice passed on", f"{lease.lease_id} is not told for {waited:.0f} s: {told}, {lease.notice}")
 
     def _waited(self, name: str, since: dict, key: object, bad: bool) -> float:  # type: ignore[type-arg]
