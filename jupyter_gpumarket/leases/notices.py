@@ -31,7 +31,7 @@ def node_leaving(lease: Lease, event: NodeLeaving, at: At) -> Outcome:
 def deadline_near(lease: Lease, _event: Any, _at: At) -> Outcome:
     """Hours or budget will soon be used up."""
     assert lease.deadline_ms is not None, "what is near has a time"
-    notice = Notice(ends_ms=lease.deadline_ms, reason=terms.deadline_words(lease), source="deadline")
+    notice = Notice(ends_ms=lease.deadline_ms, reason=terms.deadline_words(lease, is_ahead=True), source="deadline")
     return told(lease, noticed(lease, notice))
 
 

@@ -73,14 +73,12 @@ def _before_deadline_ms(lease: Lease, most_ms: int) -> int:
     return lease.deadline_ms - min(most_ms, max(0, lease.deadline_ms - called_ms(lease)) // SMALL_PART)
 
 
-def deadline_words(lease: Lease) -> str:
-    """What the deadline stands for, for people."""
+def deadline_words(lease: Lease, *, is_ahead: bool = False) -> str:
+    """What the deadline stands for, for people; `is_ahead`: it is still to come."""
     by_time = called_ms(lease) + lease.request.max_s * 1000
-    return (
-        "the agreed hours are over"
-        if lease.deadline_ms is not None and by_time <= lease.deadline_ms
-        else "the budget is used up"
-    )
+    if lease.deadline_ms is not None and by_time <= lease.deadline_ms:
+        return "the agreed hours will be over" if is_ahead else "the agreed hours are over"
+    return "the budget will be used up" if is_ahead else "the budget is used up"
 
 
 def has_agent(lease: Lease) -> bool:
