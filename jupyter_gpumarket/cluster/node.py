@@ -96,6 +96,7 @@ class Node:
         self._untold: list[AnyFact] = []
         self._owes_back = record.ready_ms is not None
         self._conversation = ""
+        self._left = ""
         self._steps: dict[str, SetupStep] = {}
         self._hurry = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -395,7 +396,10 @@ class Node:
         self._owes_back = self._told_lost = False
 
     def _on_leaving(self, report: wire.Leaving) -> None:
-        """The node's own word that it ends: how long it has left is kept within reason, for a node may say anything."""
+        """The node's own word that it ends: kept within reason and taken once from each agent, whatever it says."""
+        if self._left == self.record.agent:
+            return
+        self._left = self.record.agent
         left_ms = max(0, min(report.left_ms, LONGEST_NOTICE_MS))
         notice = Notice(ends_ms=self._clock.now_ms() + left_ms, reason=report.reason[:500], source="node")
         self.set_notice(notice)

@@ -25,7 +25,7 @@ Outcome = tuple[Lease, tuple[Instruction, ...]]
 def node_leaving(lease: Lease, event: NodeLeaving, at: At) -> Outcome:
     """The node is being shut down; its word on when is kept between now and the lease's own deadline."""
     ends_ms = max(at.now_ms, min(event.ends_ms, lease.deadline_ms or event.ends_ms))
-    return told(lease, noticed(lease, Notice(ends_ms=ends_ms, reason=event.reason[:MOST_REASON], source="node")))
+    return told(lease, noticed(lease, Notice(ends_ms=ends_ms, reason=event.reason, source="node")))
 
 
 def deadline_near(lease: Lease, _event: Any, _at: At) -> Outcome:
@@ -39,18 +39,24 @@ def as_told(lease: Lease, event: RentalSeen) -> Lease:
     """What the marketplace says of the rental's end: a notice, or (while it runs) none any more."""
     rental = event.rental
     if rental.ends_ms is not None and (lease.deadline_ms is None or rental.ends_ms < lease.deadline_ms):
-        reason = rental.ends_why[:MOST_REASON] or "the marketplace ends the rental"
+        reason = rental.ends_why or "the marketplace ends the rental"
         return noticed(lease, Notice(ends_ms=rental.ends_ms, reason=reason, source="marketplace"))
     is_withdrawn = rental.ends_ms is None and rental.status is RentalStatus.RUNNING
     return without(lease, "marketplace") if is_withdrawn else lease
 
 
 def noticed(lease: Lease, notice: Notice) -> Lease:
-    """Keep a notice: each source's latest word, and of several sources the earliest end."""
+    """Keep a notice: each source's latest word, and of several sources the earliest end. The words are a stranger's."""
+    notice = msgspec.structs.replace(notice, reason=plain(notice.reason))
     known = lease.notice
     if known is not None and known.source != notice.source and known.ends_ms <= notice.ends_ms:
         return lease
     return msgspec.structs.replace(lease, notice=notice)
+
+
+def plain(text: str) -> str:
+    """A line of text that can be shown anywhere: no control characters, and not too long."""
+    return "".join(char if char.isprintable() else " " for char in text[:MOST_REASON])
 
 
 def without_own(lease: Lease) -> Lease:

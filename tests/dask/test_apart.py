@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -11,7 +12,7 @@ import pytest
 from jupyter_gpumarket.api import DaskRetire, DaskView
 from jupyter_gpumarket.models import RunStatus
 from tests.cluster.conftest import text_of
-from tests.dask.chaos import right_value, round_of
+from tests.dask.chaos import ITEMS, right_value, round_of, round_of_heads
 from tests.dask.conftest import DaskCluster
 from tests.nodes.far import cut
 
@@ -162,6 +163,18 @@ async def test_a_lost_scheduler_is_replaced_and_said_to_be_lost(apart: DaskClust
 
     assert view.status is RunStatus.OK, (text, view.traceback)
     assert text.split()[-1] == "3"
+
+
+async def test_a_scheduler_killed_in_the_middle_costs_only_what_is_unfinished(
+    apart: DaskCluster, tmp_path: Path
+) -> None:
+    """At two random moments of 80 tasks: what the session had got is not run again, the rest is, and all is right."""
+    await apart.until_workers(3)
+    text, again = await round_of_heads(apart, tmp_path, seed=3, kills=2)
+
+    assert text.split() == [str(ITEMS), str(sum(k * k for k in range(ITEMS)))]
+    # At each death each of the three workers ran one, and what had just ended was not told yet.
+    assert again <= 2 * 3 * 3
 
 
 async def test_a_retired_node_hands_over_what_it_holds(apart: DaskCluster) -> None:

@@ -99,6 +99,16 @@ def test_of_several_notices_the_earliest_end_counts() -> None:
     assert told != ()
 
 
+def test_a_strangers_words_are_made_fit_to_be_shown() -> None:
+    """Escape sequences, line breaks and floods of text in a reason go no further."""
+    said = NodeLeaving(lease_id="lease-1", at_ms=NOW_MS, ends_ms=NOW_MS, reason="\x1b[2Jgone\n" + "x" * 9999)
+    after, _ = machine.advance(lease_in(S.READY, deadline_ms=NOW_MS + 1), said, POLICY, NOW_MS)
+
+    assert after.notice is not None
+    assert after.notice.reason.startswith(" [2Jgone x")
+    assert len(after.notice.reason) == 500
+
+
 def test_a_node_that_is_back_after_its_farewell_stays() -> None:
     """It was started anew: what it said before it went does not hold any more."""
     said = Notice(ends_ms=NOW_MS, reason="SIGTERM", source="node")

@@ -331,8 +331,11 @@ class LiveMap:
                 seat.leaving_since_s = (seat.leaving_since_s or now_s) if node.is_leaving else None
 
     def _stays(self) -> bool:
-        """Whether a node takes part that does not end soon."""
-        return any(seat.takes_items and seat.leaving_since_s is None for seat in self._seats.values())
+        """Whether a node takes part that answers and does not end soon."""
+        return any(
+            seat.takes_items and seat.leaving_since_s is None and seat.silent_since_s is None
+            for seat in self._seats.values()
+        )
 
     def _let_leave(self) -> None:
         """A node that will end, and has handed over or finished what it had, takes no part any more."""
