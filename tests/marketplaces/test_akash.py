@@ -23,9 +23,9 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.akash import AkashMarketplace, AkashOptions
 from jupyter_gpumarket.marketplaces.akash_market import spelled
-from jupyter_gpumarket.marketplaces.akash_meaning import address_of, judge_accept, status_of
+from jupyter_gpumarket.marketplaces.akash_meaning import address_of, judge_accept, reclaim_of, status_of
 from jupyter_gpumarket.marketplaces.akash_money import BlockTime, plain_balance
-from jupyter_gpumarket.marketplaces.akash_replies import Coin, Holding, gib
+from jupyter_gpumarket.marketplaces.akash_replies import Coin, Holding, LeaseRow, gib
 from jupyter_gpumarket.marketplaces.akash_sdl import ENTRYPOINT, Machine, sdl
 from jupyter_gpumarket.models import NodeAddress, OfferQuery, RentalStatus, Tier
 from jupyter_gpumarket.money import usd
@@ -336,6 +336,7 @@ LEASE = {
     "created_at": "5",
     "closed_on": "0",
 }
+RECLAIMED = "lease_closed_reason_decommission"
 IN_UAKT = {"price": {"denom": "uakt", "amount": "1.000000000000000000"}}
 UP = {"services": {"node": {"name": "node", "available": 1, "uris": None}},
       "forwarded_ports": {"node": [{"host": "p.example", "port": 22, "externalPort": 31877, "proto": "TCP"}]},
@@ -367,6 +368,24 @@ def test_a_lease_is_read_as_what_it_is(case: tuple[dict[str, Any], RentalStatus]
     assert status is expected
     assert (address == NodeAddress(host="p.example", port=31877, user="root")) == (status is RentalStatus.RUNNING)
     assert detail or status is RentalStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("changed", "ends_ms"),
+    [
+        ({}, None),
+        ({"state": "reclaiming"}, None),
+        ({"state": "reclaiming", "reclamation": {"deadline": 0, "reason": ""}}, None),
+        ({"state": "reclaiming", "reclamation": {"deadline": "1797700000", "reason": RECLAIMED}}, 1_797_700_000_000),
+        ({"state": "active", "reclamation": {"deadline": 1797700000, "reason": RECLAIMED}}, None),
+    ],
+)
+def test_a_reclamation_is_a_notice(changed: dict[str, Any], ends_ms: int | None) -> None:
+    """While a lease is being reclaimed its deadline is passed on, in words; a deadline that is not told is none."""
+    told, why = reclaim_of(msgspec.convert(LEASE | changed, LeaseRow))
+
+    assert told == ends_ms
+    assert why == ("the provider takes its machine back (decommission)" if ends_ms else "")
 
 
 async def test_a_lease_in_another_coin_does_not_hide_the_others(world: World) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import InsufficientFunds, OfferGone, OutcomeUnknown, Temporary, Unauthorized
-from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions
+from jupyter_gpumarket.marketplaces.vast import VastMarketplace, VastOptions, rental_of
+from jupyter_gpumarket.marketplaces.vast_replies import Instance
 from jupyter_gpumarket.models import OfferQuery, RentalStatus, Tier
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.simulator.faults import Fault, FaultBoard
@@ -224,3 +225,11 @@ async def test_money_is_read_without_floats(world: World) -> None:
     (offer,) = await world.market.offers(OfferQuery())
 
     assert offer.price_nusd_hour == 348_333_334
+
+
+@pytest.mark.parametrize(("end_date", "ends_ms"), [(1_797_700_000.5, 1_797_700_000_500), (None, None)])
+def test_the_end_of_the_hosts_contract_is_a_notice(end_date: float | None, ends_ms: int | None) -> None:
+    """Vast stops an instance then by itself: its word on when is passed on, and nothing is guessed without it."""
+    instance = msgspec.convert({"id": 1, "actual_status": "running", "end_date": end_date}, Instance)
+
+    assert rental_of(instance).ends_ms == ends_ms
