@@ -78,6 +78,11 @@ def right_value() -> int:
     return int(((x + x.T).sum(axis=0) * np.arange(640)).sum())
 
 
+def is_right_in(text: str) -> bool:
+    """Whether a cell printed the right value at last; before it Dask may have warned of what it had to do again."""
+    return text.split()[-1:] == [str(right_value())]
+
+
 async def kill_workers(cluster: DaskCluster, rng: random.Random, deaths: list[str], most: int) -> None:
     """Kill each worker an exponentially distributed time after it came up, `most` in all."""
 
@@ -143,7 +148,7 @@ async def round_of_heads(cluster: DaskCluster, marks: Path, *, seed: int, kills:
         await cluster.until_workers(len(cluster.nodes))
     text, _ = await cluster.run(REST.format(marks=str(marks), items=ITEMS), head)
     runs = runs_of(marks)
-    return text.splitlines()[0], [item for item, times in had.items() if runs[item] > times]
+    return text.splitlines()[-2], [item for item, times in had.items() if runs[item] > times]
 
 
 async def main_of_heads(rounds: int) -> int:
@@ -177,7 +182,7 @@ async def main(rounds: int) -> int:
             for seed in range(rounds):
                 began = time.monotonic()
                 text, view, deaths = await round_of(cluster, seed=seed, timeout_s=600, most=10_000)
-                is_right = text.strip() == str(right_value())
+                is_right = is_right_in(text)
                 right += is_right
                 took = time.monotonic() - began
                 told = "right" if is_right else text + str(view)
