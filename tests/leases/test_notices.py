@@ -12,7 +12,7 @@ from jupyter_gpumarket.api import LinkBack, LinkLost, NodeLeaving
 from jupyter_gpumarket.leases import Policy, machine, terms
 from jupyter_gpumarket.models import HEED_DEADLINE_MS, HEED_NOTICE_MS, Lease, LeaseState, Notice
 from tests.leases.fakes import QUICK, Bench, FakeMarket, request
-from tests.leases.test_faults import ready, running
+from tests.leases.test_faults import JumpingClock, ready, running
 from tests.leases.test_machine import EVENT, NOW_MS, lease_in
 
 S = LeaseState
@@ -59,10 +59,12 @@ async def test_a_marketplaces_notice_is_passed_on_and_can_be_taken_back() -> Non
 
 async def test_the_own_deadline_is_told_before_and_forgotten_when_it_moves() -> None:
     """Near its end a lease has a notice of its own; more hours take that away."""
-    async with running(Bench()) as bench:
-        lease = await ready(bench, max_s=5)
+    clock = JumpingClock()
+    async with running(Bench(clock=clock)) as bench:
+        lease = await ready(bench, max_s=3600)
+        clock.jump_ms = (3600 - 200) * 1000
         near = await until(bench, lease, lambda now: now.notice is not None)
-        await bench.engine.extend(lease.lease_id, max_s=3600)
+        await bench.engine.extend(lease.lease_id, max_s=7200)
         longer = bench.engine.current(lease.lease_id)
 
     assert near.notice is not None
