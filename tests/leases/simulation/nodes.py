@@ -39,14 +39,14 @@ class Nodes:
         self.warned: dict[str, Notice | None] = {}
 
     def attach(self, lease: Lease) -> None:
-        """Idempotent; a new rental of the same lease is a new node."""
+        """Idempotent, and tells each time what is known by now; a new rental of the same lease is a new node."""
+        assert lease.deadline_ms is not None
+        self.deadlines[lease.rental_id] = lease.deadline_ms
+        self.warned[lease.rental_id] = lease.notice
         known = self._lives.get(lease.lease_id)
         if known is not None and known[0] == lease.rental_id:
             return
         self.detach(lease)
-        assert lease.deadline_ms is not None
-        self.deadlines[lease.rental_id] = lease.deadline_ms
-        self.warned[lease.rental_id] = lease.notice
         task = self._outside(self._life(lease.lease_id, lease.rental_id))
         self._lives[lease.lease_id] = (lease.rental_id, task)
 

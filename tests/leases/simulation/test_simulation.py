@@ -20,7 +20,7 @@ from tests.leases.simulation.world import World
 QUICK_SEEDS = 150
 ALL_SEEDS = 2500
 BLOCK = 250
-CONTROL_SEEDS = 150
+CONTROL_SEEDS = 300
 ROOT = Path(__file__).parents[3]
 
 
