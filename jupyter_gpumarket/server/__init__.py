@@ -3,6 +3,8 @@
     app.py        the extension: settings, hooks of Jupyter Server, what is started and stopped
     routes.py     the one table of routes under /gpumarket, and what each asks of the broker
     now.py        what is rented and owed, in one answer
+    fanout.py     clusters, Dask on them and maps, in one answer
+    clusters.py   what may be done to them
     quotes.py     what a rental would be, before it is
     runs.py       what a cell run wrote, as text
     files.py      costs as files

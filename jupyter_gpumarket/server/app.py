@@ -14,6 +14,7 @@ from traitlets import Bool, Float, Unicode
 from jupyter_gpumarket import config
 from jupyter_gpumarket.api import OfferColumns, OfferList
 from jupyter_gpumarket.errors import GpuMarketError
+from jupyter_gpumarket.server import fanout
 from jupyter_gpumarket.server.door import Door
 from jupyter_gpumarket.server.events import Bus
 from jupyter_gpumarket.server.handlers import rules
@@ -92,6 +93,7 @@ class GpuMarketApp(ExtensionApp):
             await self._watch.aclose()
         for door in (self._door, self._watching):
             if door is not None:
+                await fanout.close(door)
                 await door.aclose()
 
     async def _start_now(self) -> None:
@@ -104,8 +106,8 @@ class GpuMarketApp(ExtensionApp):
             self.log.info("jupyter_gpumarket: the broker runs (pid %s)", info.pid)
 
     def _used(self, route: Route, answer: Any) -> None:
-        if isinstance(answer, Now) and not (answer.leases or answer.orphans):
-            # Every open page asks this from time to time; that alone must not keep a broker that nobody needs.
+        if (isinstance(answer, Now) and not (answer.leases or answer.orphans)) or isinstance(answer, fanout.FanOut):
+            # Every open page asks these from time to time; that alone must not keep a broker that nobody needs.
             return
         if self._watch is None:
             self._watch = self._new_watch()

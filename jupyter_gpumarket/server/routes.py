@@ -21,6 +21,7 @@ from jupyter_gpumarket.api import (
     ExtendRequest,
     JournalLine,
     LeaseView,
+    MapView,
     MarketplaceInfo,
     NodeView,
     OfferColumns,
@@ -40,6 +41,9 @@ from jupyter_gpumarket.api.columns import columns
 from jupyter_gpumarket.api.openapi import document
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.models import LeaseRequest, Owner, Record
+from jupyter_gpumarket.server import clusters, fanout
+from jupyter_gpumarket.server.clusters import ClusterAim, ClusterEnd, MapStop
+from jupyter_gpumarket.server.fanout import ClusterNow, FanOut
 from jupyter_gpumarket.server.files import CostFile, cost_file
 from jupyter_gpumarket.server.now import Now, look
 from jupyter_gpumarket.server.quotes import RentPreview, preview
@@ -283,6 +287,22 @@ async def _reconcile(door: Door, call: Call) -> list[Reconciliation]:
     return await door.call(lambda broker: broker.reconcile(call.body.lease))
 
 
+async def _fanout(door: Door, _call: Call) -> FanOut:
+    return await fanout.look(door)
+
+
+async def _aim(door: Door, call: Call) -> ClusterNow:
+    return await clusters.change_aim(door, call.parts["cluster"], call.body)
+
+
+async def _end_cluster(door: Door, call: Call) -> ClusterNow:
+    return await clusters.end_cluster(door, call.parts["cluster"], call.body)
+
+
+async def _stop_map(door: Door, call: Call) -> MapView:
+    return await clusters.stop_map(door, call.parts["map"], call.body)
+
+
 def _reading(path: str, act: Any, answer: Any, summary: str, **more: Any) -> Route:
     return Route(method="GET", path=PREFIX + path, action="read", act=act, answer=answer, summary=summary, **more)
 
@@ -331,6 +351,10 @@ ROUTES: tuple[Route, ...] = (
     _reading("/leases/{lease}/story", _story, list[JournalLine], "What the journal tells about a lease"),
     _reading("/leases/{lease}/node", _node, NodeView, "The node: set-up, link, use"),
     _reading("/leases/{lease}/log", _log, NodeLog, "The end of the node's log, as text"),
+    _reading("/fanout", _fanout, FanOut, "Clusters, Dask on them and maps; starts no broker"),
+    _spending("/clusters/{cluster}/aim", _aim, ClusterNow, "Another size, within limits", body=ClusterAim),
+    _spending("/clusters/{cluster}/release", _end_cluster, ClusterNow, "Give all its nodes back", body=ClusterEnd),
+    _spending("/maps/{map}/stop", _stop_map, MapView, "End a map; what has ended is kept", body=MapStop),
     _reading(
         "/runs",
         _runs,
