@@ -19,9 +19,11 @@ from typing import Any
 import httpx
 import nbformat
 import pytest
+from jupyter_core.paths import jupyter_path
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tests.labextension.conftest import NPM_S, SOURCE, run_in
+from tests.pool_fixtures import RunningPool
 from tests.server.running import ROOT, TOKEN, free_port
 
 BUILT = ROOT / "jupyter_gpumarket" / "labextension"
@@ -115,6 +117,8 @@ def lab_in(folder: Path, home: Path, *options: str, extension: Path | None) -> I
     environment |= {f"JUPYTER_{n.upper()}_DIR": str(own[n]) for n in ("config", "runtime", "data")}
     environment |= {f"JUPYTERLAB_{n.upper()}_DIR": str(own[n]) for n in ("workspaces", "settings")}
     environment |= {"IPYTHONDIR": str(own["ipython"]), "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
+    # What is built here goes before the copy that an installation has made of it.
+    environment["JUPYTER_PREFER_ENV_PATH"] = "0"
     enabled = {"jupyter_gpumarket": extension is not None, "jupyterlab": True, "notebook": True, "ipyparallel": False}
     (own["config"] / "jupyter_server_config.json").write_text(
         json.dumps({"ServerApp": {"jpserver_extensions": enabled}, "IdentityProvider": {"token": TOKEN}})
@@ -128,6 +132,9 @@ def lab_in(folder: Path, home: Path, *options: str, extension: Path | None) -> I
     quiet = own["settings"] / "@jupyterlab" / "apputils-extension"
     quiet.mkdir(parents=True)
     (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    if extension is None:
+        # Where this package is installed, its front end is as well: the control must not have it.
+        options = (*options, f"--LabApp.labextensions_path={_others(own['data'])}")
     port = free_port()
     argv = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     argv += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={own['root']}"]
@@ -142,6 +149,17 @@ def lab_in(folder: Path, home: Path, *options: str, extension: Path | None) -> I
         yield lab
     finally:
         lab.stop()
+
+
+def _others(data: Path) -> Path:
+    """A folder with all front ends that are installed here but ours."""
+    folder = data / "other-labextensions"
+    folder.mkdir()
+    for place in jupyter_path("labextensions"):
+        for one in Path(place).glob("*"):
+            if one.name != "jupyter-gpumarket" and not (folder / one.name).exists():
+                (folder / one.name).symlink_to(one)
+    return folder
 
 
 def notebook_in(lab: Lab, name: str, *cells: str) -> str:
@@ -245,3 +263,8 @@ def until(what: str, holds: Callable[[], Any], timeout_s: float = PATIENCE_MS / 
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.1)
     return value
+
+
+def rented(pool: RunningPool) -> int:
+    """How many rentals the pool knows of now."""
+    return len([one for one in pool.api("GET", "/v1/rentals").json()["rentals"] if one["status"] != "gone"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.running import Lab, built, command, lab_in, notebook_in, open_lab, open_notebook, run_all, until
+from tests.lab.running import Lab, built, command, lab_in, notebook_in, open_lab, open_notebook, rented, run_all, until
 from tests.notebook.test_real import release_everything
 from tests.pool_fixtures import RunningPool, pools
 
@@ -92,7 +92,3 @@ def test_a_lease_is_watched_warned_of_and_given_back(browser: Any, own_lab: Lab,
     total = second.locator("#gm-sidebar .gm-Total-amount")
     until("the report has it", lambda: float(total.inner_text().strip("$") or 0) >= seen)
     second.context.close()
-
-
-def rented(pool: RunningPool) -> int:
-    return len([one for one in pool.api("GET", "/v1/rentals").json()["rentals"] if one["status"] != "gone"])
