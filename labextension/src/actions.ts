@@ -4,6 +4,7 @@ import { PageConfig } from '@jupyterlab/coreutils';
 import { Widget } from '@lumino/widgets';
 
 import { ApiError } from './api';
+import { span } from './costs';
 import type { Desk } from './desk';
 import type { Asking } from './dialogs';
 import { askBudget, askExtend, askRelease } from './dialogs';
@@ -54,7 +55,10 @@ export class Actions {
     }
   }
 
-  async exportCosts(format: ExportFormat, query: CostQuery): Promise<void> {
+  async exportCosts(format: ExportFormat): Promise<void> {
+    const { layout, model } = this.desk;
+    const at = span(layout.now.period, model.serverMs(Date.now()));
+    const query: CostQuery = { since_ms: at.sinceMs, until_ms: at.untilMs };
     await this.tried(async () => {
       const file = await this.desk.api.costFile(format, query);
       const bytes = file.base64 ? Uint8Array.from(atob(file.content), c => c.charCodeAt(0)) : file.content;
@@ -140,15 +144,8 @@ export class Actions {
     });
   }
 
-  /** Do it, tell when it fails, and look at what came of it. */
-  private async tried(act: () => Promise<unknown>): Promise<void> {
-    try {
-      await act();
-    } catch (error) {
-      const text = error instanceof ApiError ? error.message : String(error);
-      Notification.error(oneLine(text, 400), { autoClose: false });
-    }
-    this.desk.live.soon();
+  private tried(act: () => Promise<unknown>): Promise<void> {
+    return tried(this.desk, act);
   }
 
   /** The lease that is meant: by id or name, the only one, or the one that is chosen now. */
@@ -190,6 +187,17 @@ export class Actions {
     widget.title.closable = true;
     shell.add(widget, 'main', { mode: 'split-bottom' });
   }
+}
+
+/** Do it, tell when it fails, and look at what came of it. */
+export async function tried({ live }: Desk, act: () => Promise<unknown>): Promise<void> {
+  try {
+    await act();
+  } catch (error) {
+    const text = error instanceof ApiError ? error.message : String(error);
+    Notification.error(oneLine(text, 400), { autoClose: false });
+  }
+  live.soon();
 }
 
 /** A notebook's path as this server names it; a kernel may have told the whole path on the disk. Empty: elsewhere. */

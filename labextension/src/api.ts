@@ -1,4 +1,5 @@
 /** The one module that asks the server. It knows routes and errors; how a request travels is told by `Send`. */
+import type { Aim, ClusterNow, FanOut, MapView } from './fanout';
 import type { OfferColumns } from './offers/columns';
 import type {
   BudgetSetting,
@@ -119,6 +120,23 @@ export class Api {
 
   nodeLog(lease: string): Promise<NodeLog> {
     return this.get<NodeLog>(`leases/${part(lease)}/log`);
+  }
+
+  /** Clusters, Dask on them and maps, as of one moment; starts no broker. */
+  fanOut(): Promise<FanOut> {
+    return this.get<FanOut>('fanout');
+  }
+
+  aim({ name, cluster_id }: ClusterNow, aim: Aim, budget_nusd: number | null): Promise<ClusterNow> {
+    return this.ask<ClusterNow>('POST', `clusters/${part(name)}/aim`, { cluster_id, aim, budget_nusd });
+  }
+
+  endCluster({ name, cluster_id }: ClusterNow): Promise<ClusterNow> {
+    return this.ask<ClusterNow>('POST', `clusters/${part(name)}/release`, { cluster_id });
+  }
+
+  stopMap(map: string, lease: string): Promise<MapView> {
+    return this.ask<MapView>('POST', `maps/${part(map)}/stop`, { lease });
   }
 
   runs(query: { lease?: string; notebook?: string } = {}): Promise<readonly RunCost[]> {

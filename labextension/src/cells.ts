@@ -4,7 +4,6 @@ import type { ICellModel, ICodeCellModel } from '@jupyterlab/cells';
 import { NotebookActions } from '@jupyterlab/notebook';
 import type { NotebookPanel } from '@jupyterlab/notebook';
 
-import type { Actions } from './actions';
 import type { Remembered } from './badges';
 import { KEY, badgeText, isForGpu, isSame, remembered, withMagic } from './badges';
 import type { Desk } from './desk';
@@ -19,10 +18,7 @@ function isCode(model: ICellModel | undefined): model is ICodeCellModel {
 export class Cells {
   private readonly watched = new WeakSet<ICellModel>();
 
-  constructor(
-    private readonly desk: Desk,
-    private readonly actions: Actions
-  ) {
+  constructor(private readonly desk: Desk) {
     desk.notebooks?.forEach(panel => this.watchPanel(panel));
     desk.notebooks?.widgetAdded.connect((_, panel) => this.watchPanel(panel));
     // A kernel rents by itself: what a cell does is told to nobody else.
@@ -64,7 +60,7 @@ export class Cells {
       buttons: [Dialog.cancelButton({ label: words.__('Close') }), Dialog.okButton({ label: words.__('Show its output') })]
     });
     if (answer.button.accept) {
-      this.actions.showRunLog(run);
+      (await this.desk.actions()).showRunLog(run);
     }
   }
 

@@ -1,11 +1,6 @@
 /** Lines of the ledger, summed for a span: by whom, for what, and over time. Pure; amounts are BigInt, days are UTC. */
+import type { By, Period } from './layout';
 import type { Charge } from './types';
-
-export type Period = 'today' | 'week' | 'month';
-export type By = 'notebook' | 'user' | 'project' | 'marketplace' | 'gpu';
-
-export const PERIODS: readonly Period[] = ['today', 'week', 'month'];
-export const GROUPS: readonly By[] = ['notebook', 'user', 'project', 'marketplace', 'gpu'];
 
 export const HOUR_MS = 3_600_000;
 export const DAY_MS = 24 * HOUR_MS;

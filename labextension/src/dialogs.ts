@@ -19,7 +19,7 @@ export interface Asking {
 }
 
 /** A form of named fields; its value is what was typed into them. */
-class Form extends Widget implements Dialog.IBodyWidget<Readonly<Record<string, string>>> {
+export class Form extends Widget implements Dialog.IBodyWidget<Readonly<Record<string, string>>> {
   constructor(body: TemplateResult) {
     super();
     useSheet('lab', sheet);
@@ -34,7 +34,7 @@ class Form extends Widget implements Dialog.IBodyWidget<Readonly<Record<string, 
   }
 }
 
-function field(label: string, name: string, value: string, hint: string): TemplateResult {
+export function field(label: string, name: string, value: string, hint: string): TemplateResult {
   return html`<label class="gm-Entry"
     ><span>${label}</span>
     <input class="jp-mod-styled" name=${name} .value=${value} autocomplete="off" />
@@ -42,7 +42,7 @@ function field(label: string, name: string, value: string, hint: string): Templa
   >`;
 }
 
-async function confirmed(title: string, body: TemplateResult, deed: string, words: Words): Promise<boolean> {
+export async function confirmed(title: string, body: TemplateResult, deed: string, words: Words): Promise<boolean> {
   const answer = await showDialog({
     title,
     body: new Form(body),

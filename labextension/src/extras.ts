@@ -5,44 +5,49 @@
 import { Notification } from '@jupyterlab/apputils';
 import { Signal } from '@lumino/signaling';
 import { Widget } from '@lumino/widgets';
-import { render } from 'lit';
 
-import type { Actions } from './actions';
 import { icons, ids } from './commands';
 import type { Desk } from './desk';
 import { oneLine, rate } from './format';
 import { gpuWords, mood, stateWords } from './leases';
 import type { Deed } from './news';
 import { Teller } from './news';
-import { useSheet } from './sheet';
-import sheet from './style.css';
+import { status } from './status';
 import type { LeaseView } from './types';
-import { status } from './views/status';
 
 const TICK_MS = 5000;
 
-export async function addExtras(desk: Desk, actions: Actions): Promise<void> {
+export async function addExtras(desk: Desk): Promise<void> {
   tellNews(desk);
-  await Promise.allSettled([addStatus(desk), addLauncher(desk), addRunning(desk, actions)]);
+  await Promise.allSettled([addStatus(desk), addLauncher(desk), addRunning(desk)]);
 }
 
 async function addStatus(desk: Desk): Promise<void> {
   const { IStatusBar } = await import('@jupyterlab/statusbar');
   const bar = await desk.app.resolveOptionalService(IStatusBar);
   const item = new Widget();
-  useSheet('lab', sheet);
   item.addClass('gm-Status-item');
+  const button = document.createElement('button');
+  button.type = 'button';
+  button.className = 'gm-Status';
+  button.title = desk.words.__('Show what is rented');
+  button.addEventListener('click', () => desk.open('running'));
   const draw = (): void => {
     const { model, words, preferences } = desk;
-    const props = {
+    const shown = status({
       words,
       currency: preferences.currency,
       now: model.now,
       ageMs: model.ageMs(Date.now()),
-      isLost: model.problem !== '' || (!model.now.is_up && model.isRenting),
-      open: () => desk.open('running')
-    };
-    render(status(props), item.node);
+      isLost: model.problem !== '' || (!model.now.is_up && model.isRenting)
+    });
+    if (shown === null) {
+      button.remove();
+      return;
+    }
+    button.dataset['level'] = shown.level;
+    button.textContent = shown.text;
+    item.node.append(button);
   };
   desk.model.changed.connect(draw);
   window.setInterval(draw, TICK_MS);
@@ -55,7 +60,7 @@ async function addLauncher(desk: Desk): Promise<void> {
   launcher?.add({ command: ids.offers, category: desk.words.__('Other'), rank: 50 });
 }
 
-async function addRunning(desk: Desk, actions: Actions): Promise<void> {
+async function addRunning(desk: Desk): Promise<void> {
   const { IRunningSessionManagers } = await import('@jupyterlab/running');
   const managers = await desk.app.resolveOptionalService(IRunningSessionManagers);
   const changed = new Signal<object, void>(desk.model);
@@ -71,7 +76,7 @@ async function addRunning(desk: Desk, actions: Actions): Promise<void> {
   const { words, preferences } = desk;
   const item = (view: LeaseView) => ({
     open: () => desk.open('running'),
-    shutdown: () => void actions.release(view.lease.lease_id),
+    shutdown: () => void desk.actions().then(all => all.release(view.lease.lease_id)),
     icon: () => icons.card,
     label: () => `${oneLine(view.lease.name, 40)} · ${gpuWords(view.lease.offer)}`,
     labelTitle: () => stateWords(view.lease.state, words),
@@ -82,7 +87,7 @@ async function addRunning(desk: Desk, actions: Actions): Promise<void> {
     name: words.__('GPU Nodes'),
     supportsMultipleViews: false,
     running: () => desk.model.now.leases.map(item),
-    shutdownAll: () => void actions.releaseAll(),
+    shutdownAll: () => void desk.actions().then(all => all.releaseAll()),
     refreshRunning: () => desk.live.soon(),
     runningChanged: changed,
     shutdownLabel: words.__('Release'),

@@ -1,21 +1,14 @@
 /** The tab Costs: reads the ledger's lines of the chosen span while it can be seen, seldom, and after every change. */
 import { render } from 'lit';
 
-import type { Api } from './api';
 import { ApiError } from './api';
-import type { By, Period } from './costs';
 import { span, steps, sums, total } from './costs';
-import type { Model } from './model';
+import type { Desk } from './desk';
+import type { By, Period } from './layout';
 import type { Pane } from './panel';
-import type { CostList } from './types';
+import type { BudgetView, CostList, ExportFormat } from './types';
 import { costs } from './views/costs';
-import type { CostsWishes } from './views/costs';
 import type { Manner } from './views/parts';
-
-export interface Kept {
-  readonly period: Period;
-  readonly by: By;
-}
 
 /** The whole list is a long answer; what is spent today comes more often with the model. */
 const EVERY_MS = 15_000;
@@ -30,43 +23,35 @@ export class CostsTab implements Pane {
 
   constructor(
     private readonly host: HTMLElement,
-    private readonly api: Api,
-    private readonly model: Model,
-    private readonly manner: () => Manner,
-    private kept: Kept,
-    private readonly keep: (kept: Kept) => void,
-    private readonly wishes: Pick<CostsWishes, 'exportAs' | 'setBudget'>
+    private readonly desk: Desk,
+    private readonly manner: () => Manner
   ) {}
 
-  /** Since when and until when lines are shown, for the exported files too. */
-  get query(): { since_ms: number; until_ms: number } {
-    const at = span(this.kept.period, this.model.serverMs(Date.now()));
-    return { since_ms: at.sinceMs, until_ms: at.untilMs };
-  }
-
   draw(): void {
-    const { model } = this;
+    const { actions, layout, model } = this.desk;
+    const { period, by } = layout.now;
     const isOld = Date.now() - this.readMs > EVERY_MS || model.now.spent_today_nusd !== this.spentSeen;
     if (this.isVisible && isOld && Date.now() - this.readMs > 2000) {
       void this.read();
     }
-    const at = span(this.kept.period, model.serverMs(Date.now()));
+    const at = span(period, model.serverMs(Date.now()));
     const charges = this.list?.charges ?? [];
     const props = {
       ...this.manner(),
       isKnown: this.list !== null,
       problem: this.problem,
-      period: this.kept.period,
-      by: this.kept.by,
+      period,
+      by,
       span: at,
       total: total(charges, at),
       bars: steps(charges, at),
-      groups: sums(charges, this.kept.by, at),
+      groups: sums(charges, by, at),
       budgets: model.now.budgets,
       wishes: {
-        ...this.wishes,
-        period: (period: Period) => this.choose({ ...this.kept, period }),
-        by: (by: By) => this.choose({ ...this.kept, by })
+        exportAs: (format: ExportFormat) => void actions().then(all => all.exportCosts(format)),
+        setBudget: (view: BudgetView | null) => void actions().then(all => all.setBudget(view)),
+        period: (wanted: Period) => this.choose({ period: wanted }),
+        by: (wanted: By) => this.choose({ by: wanted })
       }
     };
     render(costs(props), this.host);
@@ -83,19 +68,10 @@ export class CostsTab implements Pane {
     render('', this.host);
   }
 
-  /** As it was before a reload of the page. */
-  restore(kept: Kept): void {
-    this.kept = { period: kept.period, by: kept.by };
-    if (this.isVisible) {
-      void this.read();
-    }
-  }
-
-  private choose(kept: Kept): void {
-    const isOther = kept.period !== this.kept.period;
-    this.kept = kept;
-    this.keep(kept);
-    if (isOther) {
+  private choose(wanted: { period?: Period; by?: By }): void {
+    const before = this.desk.layout.now.period;
+    this.desk.layout.keep(wanted);
+    if (this.desk.layout.now.period !== before) {
       void this.read();
     }
     this.draw();
@@ -107,16 +83,17 @@ export class CostsTab implements Pane {
     }
     this.isReading = true;
     this.readMs = Date.now();
-    this.spentSeen = this.model.now.spent_today_nusd;
-    const asked = this.kept.period;
+    const { api, layout, model } = this.desk;
+    this.spentSeen = model.now.spent_today_nusd;
+    const asked = layout.now.period;
     try {
-      this.list = await this.api.costs({ since_ms: this.query.since_ms });
+      this.list = await api.costs({ since_ms: span(asked, model.serverMs(Date.now())).sinceMs });
       this.problem = '';
     } catch (error) {
       this.problem = error instanceof ApiError ? error.message : String(error);
     }
     this.isReading = false;
-    if (asked !== this.kept.period) {
+    if (asked !== layout.now.period) {
       void this.read();
     }
     this.draw();

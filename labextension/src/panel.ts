@@ -1,17 +1,14 @@
-/** The sidebar: three tabs over one model. It knows JupyterLab's widgets; what it shows is made by `views/`. */
-import type { Message } from '@lumino/messaging';
-import { Widget } from '@lumino/widgets';
+/** The sidebar: three tabs over one model. What they show is made by `views/`. */
 import { html, render } from 'lit';
 
 import { age } from './format';
+import type { TabName } from './layout';
+import { TABS } from './layout';
 import type { Model } from './model';
+import type { Inside } from './place';
 import { useSheet } from './sheet';
 import sheet from './style.css';
 import type { Words } from './words';
-
-export type TabName = 'offers' | 'running' | 'costs';
-export const TABS: readonly TabName[] = ['offers', 'running', 'costs'];
-export const PANEL_ID = 'gm-sidebar';
 
 /** One tab's content: it draws itself into its host, and is told when it can be seen. */
 export interface Pane {
@@ -24,7 +21,7 @@ export type PaneMaker = (host: HTMLElement) => Pane;
 
 export interface PanelOptions {
   readonly model: Model;
-  readonly words: () => Words;
+  readonly words: Words;
   readonly panes: Readonly<Record<TabName, PaneMaker>>;
   readonly watched: (watched: boolean) => void;
   readonly tab: TabName;
@@ -34,7 +31,7 @@ export interface PanelOptions {
 /** Ages are told anew so often, without asking anything. */
 const TICK_MS = 1000;
 
-export class Panel extends Widget {
+export class Panel implements Inside {
   private readonly tabs = document.createElement('div');
   private readonly banner = document.createElement('div');
   private readonly hosts: Readonly<Record<TabName, HTMLElement>>;
@@ -43,13 +40,13 @@ export class Panel extends Widget {
   private current: TabName;
   private ticking = 0;
   private drawing = 0;
+  private isVisible = false;
 
-  constructor(private readonly options: PanelOptions) {
-    super();
+  constructor(
+    node: HTMLElement,
+    private readonly options: PanelOptions
+  ) {
     useSheet('lab', sheet);
-    this.id = PANEL_ID;
-    this.addClass('gm-Root');
-    this.addClass('gm-Panel');
     this.tabs.className = 'gm-Tabs';
     this.banner.className = 'gm-Banner-place';
     const host = (tab: TabName): HTMLElement => {
@@ -61,7 +58,7 @@ export class Panel extends Widget {
       return element;
     };
     this.hosts = { offers: host('offers'), running: host('running'), costs: host('costs') };
-    this.node.append(this.tabs, this.banner, ...TABS.map(tab => this.hosts[tab]));
+    node.replaceChildren(this.tabs, this.banner, ...TABS.map(tab => this.hosts[tab]));
     this.current = options.tab;
     const { panes } = options;
     this.panes = {
@@ -71,10 +68,6 @@ export class Panel extends Widget {
     };
     this.unsubscribe = options.model.changed.connect(() => this.drawSoon());
     this.draw();
-  }
-
-  get tab(): TabName {
-    return this.current;
   }
 
   choose(tab: TabName): void {
@@ -87,14 +80,11 @@ export class Panel extends Widget {
     this.draw();
   }
 
-  override dispose(): void {
-    if (!this.isDisposed) {
-      this.unsubscribe();
-      this.stopTicking();
-      cancelAnimationFrame(this.drawing);
-      TABS.forEach(tab => this.panes[tab].dispose());
-    }
-    super.dispose();
+  dispose(): void {
+    this.unsubscribe();
+    this.stopTicking();
+    cancelAnimationFrame(this.drawing);
+    TABS.forEach(tab => this.panes[tab].dispose());
   }
 
   /** Draw in the next frame, once for many changes. */
@@ -104,24 +94,18 @@ export class Panel extends Widget {
     }
   }
 
-  protected override onAfterShow(message: Message): void {
-    super.onAfterShow(message);
-    this.options.watched(true);
-    this.panes[this.current].setVisible(true);
+  setVisible(visible: boolean): void {
+    this.isVisible = visible;
+    this.options.watched(visible);
+    this.panes[this.current].setVisible(visible);
     this.stopTicking();
-    this.ticking = window.setInterval(() => this.drawSoon(), TICK_MS);
-    this.draw();
+    if (visible) {
+      this.ticking = window.setInterval(() => this.drawSoon(), TICK_MS);
+      this.draw();
+    }
   }
 
-  protected override onAfterHide(message: Message): void {
-    super.onAfterHide(message);
-    this.options.watched(false);
-    this.panes[this.current].setVisible(false);
-    this.stopTicking();
-  }
-
-  protected override onActivateRequest(message: Message): void {
-    super.onActivateRequest(message);
+  focus(): void {
     this.tabs.querySelector<HTMLElement>('[aria-selected="true"]')?.focus();
   }
 
@@ -139,7 +123,7 @@ export class Panel extends Widget {
   }
 
   private drawTabs(): void {
-    const words = this.options.words();
+    const words = this.options.words;
     const names: Record<TabName, string> = {
       offers: words.__('Offers'),
       running: words.__('Running'),
@@ -170,7 +154,7 @@ export class Panel extends Widget {
 
   private drawBanner(): void {
     const { model } = this.options;
-    const words = this.options.words();
+    const words = this.options.words;
     const old = model.ageMs(Date.now());
     const isLost = model.problem !== '' || (model.receivedMs !== null && !model.now.is_up && model.isRenting);
     const reason = model.problem || model.now.message;
@@ -185,7 +169,7 @@ export class Panel extends Widget {
     if (next !== undefined) {
       event.preventDefault();
       this.choose(TABS[next % 3] ?? 'offers');
-      this.tabs.querySelector<HTMLElement>('[aria-selected="true"]')?.focus();
+      this.focus();
     }
   }
 }

@@ -2,9 +2,10 @@
 import { html, nothing, svg } from 'lit';
 import type { TemplateResult } from 'lit';
 
-import type { By, Period, Span, Sum } from '../costs';
-import { GROUPS, PERIODS } from '../costs';
+import type { Span, Sum } from '../costs';
 import { money, oneLine, percent, shortPath } from '../format';
+import type { By, Period } from '../layout';
+import { GROUPS, PERIODS } from '../layout';
 import type { BudgetView, ExportFormat } from '../types';
 import type { Manner } from './parts';
 import { budgetBar, button, empty, loading } from './parts';

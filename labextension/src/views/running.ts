@@ -3,12 +3,14 @@ import { html, nothing } from 'lit';
 import type { TemplateResult } from 'lit';
 import { repeat } from 'lit/directives/repeat.js';
 
+import type { ClusterNow, FanOut, MapNow } from '../fanout';
 import { duration, money, ofGib, oneLine, rate, shortPath } from '../format';
 import { PHASES, costNow, gpuWords, isEnding, mayBill, mood, stateWords, timeLeftMs } from '../leases';
 import type { Use } from '../model';
 import { busiest, memory } from '../model';
 import type { LeaseView, Now, Orphan } from '../types';
-import type { Manner } from './parts';
+import type { ClustersProps } from './clusters';
+import { clusterHead, mapCard } from './clusters';
 import { budgetBar, button, empty, loading, sparkline } from './parts';
 
 /** What a user may wish for here; every one of these is a command. */
@@ -22,12 +24,13 @@ export interface RunningWishes {
   showAll(): void;
 }
 
-export interface RunningProps extends Manner {
+export interface RunningProps extends ClustersProps {
   readonly now: Now;
   /** Whether anything was seen yet. */
   readonly isKnown: boolean;
-  /** The server's clock, now and when `now` was made. */
-  readonly nowMs: number;
+  /** Clusters and maps as last seen, and why they could not be read anew. */
+  readonly fanOut: FanOut;
+  readonly fanOutTrouble: string;
   readonly use: (lease: string) => Use | undefined;
   readonly areAllShown: boolean;
   readonly wishes: RunningWishes;
@@ -42,7 +45,7 @@ export function running(props: RunningProps): TemplateResult {
   if (!props.isKnown) {
     return loading(words);
   }
-  if (now.leases.length === 0 && orphans.length === 0) {
+  if (now.leases.length === 0 && orphans.length === 0 && props.fanOut.clusters.length === 0) {
     return empty(
       words.__('Nothing is rented'),
       words.__('Nothing bills now. Rent a GPU from the offers, or run a cell that begins with %1.', '%%gpu'),
@@ -53,21 +56,39 @@ export function running(props: RunningProps): TemplateResult {
   const left = now.leases.length - shown.length;
   return html`
     ${summary(props)} ${orphans.map(orphan => orphanCard(orphan, props))}
-    ${repeat(clusters(shown), group => group[0]?.lease.lease_id, group => cluster(group, props))}
+    ${troubles(props)} ${repeat(groups(shown, props.fanOut.clusters), group => group.key, group => grouped(group, props))}
     ${left > 0
       ? button(words._n('Show %1 more', 'Show %1 more', left), () => wishes.showAll())
       : nothing}
   `;
 }
 
-/** Leases side by side that belong to one cluster, in the order in which they were rented. */
-export function clusters(leases: readonly LeaseView[]): readonly (readonly LeaseView[])[] {
-  const groups = new Map<string, LeaseView[]>();
-  for (const view of leases) {
-    const key = view.lease.cluster_id === '' ? view.lease.lease_id : view.lease.cluster_id;
-    groups.set(key, [...(groups.get(key) ?? []), view]);
+/** What stands together: a cluster with its nodes, or nodes with one cluster process. */
+export interface Group {
+  readonly key: string;
+  readonly cluster: ClusterNow | null;
+  readonly leases: readonly LeaseView[];
+}
+
+/** Clusters first, also those that have no node yet and may rent; in each the nodes in the order in which they were rented. */
+export function groups(leases: readonly LeaseView[], clusters: readonly ClusterNow[]): readonly Group[] {
+  const found = new Map<string, { key: string; cluster: ClusterNow | null; leases: LeaseView[] }>();
+  const keyOf = ({ lease }: LeaseView): string => lease.request.cluster || lease.cluster_id || lease.lease_id;
+  for (const cluster of clusters) {
+    found.set(cluster.cluster_id, { key: cluster.cluster_id, cluster, leases: [] });
   }
-  return [...groups.values()];
+  for (const view of leases) {
+    const key = keyOf(view);
+    const group = found.get(key) ?? { key, cluster: null, leases: [] };
+    found.set(key, group);
+    group.leases.push(view);
+  }
+  return [...found.values()];
+}
+
+function troubles({ fanOut, fanOutTrouble, words }: RunningProps): readonly TemplateResult[] {
+  const all = [...(fanOutTrouble === '' ? [] : [fanOutTrouble]), ...fanOut.troubles];
+  return all.map(text => html`<p class="gm-Notice">${words.__('Maps are not known: %1', oneLine(text, 300))}</p>`);
 }
 
 function summary(props: RunningProps): TemplateResult {
@@ -85,21 +106,21 @@ function summary(props: RunningProps): TemplateResult {
   </div>`;
 }
 
-function cluster(group: readonly LeaseView[], props: RunningProps): TemplateResult {
-  const cards = repeat(
-    group,
-    view => view.lease.lease_id,
-    view => card(view, props)
-  );
-  if (group.length === 1) {
-    return html`${cards}`;
-  }
-  const hourly = group.reduce((sum, view) => sum + (mayBill(view) ? view.lease.price_nusd_hour : 0), 0);
+function grouped({ cluster, leases }: Group, props: RunningProps): TemplateResult {
   const { words, currency } = props;
-  return html`<section class="gm-Cluster" aria-label=${words.__('Cluster')}>
-    <h3 class="gm-Cluster-title">
-      ${words._n('Cluster of %1 node', 'Cluster of %1 nodes', group.length)} · ${rate(hourly, currency, words)}
-    </h3>
+  const there = new Set([...leases.map(view => view.lease.lease_id), ...(cluster?.leases ?? [])]);
+  const maps = props.fanOut.maps.filter((one: MapNow) => there.has(one.lease));
+  const cards = html`${repeat(maps, one => one.map.map_id, one => mapCard(one, props))}
+  ${repeat(leases, view => view.lease.lease_id, view => card(view, props))}`;
+  if (cluster === null && leases.length === 1) {
+    return cards;
+  }
+  const hourly = leases.reduce((sum, view) => sum + (mayBill(view) ? view.lease.price_nusd_hour : 0), 0);
+  const title = words._n('Cluster of %1 node', 'Cluster of %1 nodes', leases.length);
+  return html`<section class="gm-Cluster" aria-label=${cluster === null ? words.__('Cluster') : words.__('Cluster %1', oneLine(cluster.name, 60))}>
+    ${cluster === null
+      ? html`<h3 class="gm-Cluster-title">${title} · ${rate(hourly, currency, words)}</h3>`
+      : html`<div class="gm-Cluster-head">${clusterHead(cluster, props)}</div>`}
     ${cards}
   </section>`;
 }
