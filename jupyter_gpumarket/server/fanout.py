@@ -144,7 +144,7 @@ class _Glance:
             return FanOut(at_ms=_now_ms(), is_up=False)
 
     async def _ask(self, broker: AsyncClient) -> FanOut:
-        clusters, leases = await asyncio.gather(broker.clusters(), broker.leases())
+        clusters, leases = await asyncio.gather(broker.clusters(), broker.leases(nodes=False))
         maps, troubles = await self._processes.maps(broker, leases)
         at_ms = _now_ms()
         return FanOut(
