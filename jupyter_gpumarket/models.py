@@ -471,3 +471,11 @@ class Budget(Record, frozen=True, kw_only=True):
     limit_nusd: int
     since_ms: int = 0
     set_ms: int = 0
+
+
+class CodeFile(Record, frozen=True, kw_only=True):
+    """One file of the user's own code: its path below the folder that is on `sys.path`, and its content's hash."""
+
+    path: str
+    sha256: str
+    size: int

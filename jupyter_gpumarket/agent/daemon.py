@@ -20,8 +20,9 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.agent import check, processes
+from jupyter_gpumarket.agent import check, processes, sync
 from jupyter_gpumarket.agent.blobs import Blobs
+from jupyter_gpumarket.agent.code_tree import CodeTree
 from jupyter_gpumarket.agent.dask import DaskProcesses
 from jupyter_gpumarket.agent.driver import FILE
 from jupyter_gpumarket.agent.folder import NodeFolder, safe_name, write_atomically
@@ -40,6 +41,7 @@ from jupyter_gpumarket.wire.frames import MAX_PAYLOAD_BYTES
 from jupyter_gpumarket.wire.mapping import MapOrder
 from jupyter_gpumarket.wire.peer import Peer
 from jupyter_gpumarket.wire.streams import Streams
+from jupyter_gpumarket.wire.syncing import TakeCode
 
 USE_EVERY_S = 3.0
 HEARTBEAT_EVERY_S = 1.0
@@ -47,6 +49,8 @@ HEARTBEAT_EVERY_S = 1.0
 FAREWELL_S = 2.5
 SAID_S = 0.2
 TAIL_BYTES = 256 * 1024
+
+AnyOrder = m.Order | MapOrder | TakeBlob | TakeCode
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +73,14 @@ class Agent:
         self._clock = clock
         self._started_ms = clock.now_ms()
         self._network = loopback_id()
-        self._environment = {**os.environ, processes.FOLDER_VARIABLE: str(folder.root)}
+        self._environment = {
+            **os.environ,
+            processes.FOLDER_VARIABLE: str(folder.root),
+            "PYTHONPATH": sync.search_path(folder.root, os.environ.get("PYTHONPATH", "")),
+        }
         self._peer = Peer(
             boot_id=uuid.uuid4().hex,
-            receives=m.Order | MapOrder | TakeBlob,
+            receives=AnyOrder,
             answers=True,
             silence_s=settings.silence_s,
             ping_s=settings.ping_s,
@@ -82,6 +90,7 @@ class Agent:
         self._runs = RunStore(folder, clock, self._run_changed)
         self._sessions: dict[str, Session] = {}
         self._blobs = Blobs(folder)
+        self._code = CodeTree(folder)
         self._streams = Streams(self._peer.send)
         self._dask = DaskProcesses(
             folder.dask,
@@ -181,6 +190,7 @@ class Agent:
             started_ms=self._started_ms,
             sessions=tuple(self._sessions),
             network=self._network,
+            code=self._code.tree,
         )
 
     async def _take_orders(self) -> None:
@@ -211,7 +221,7 @@ class Agent:
         self._outbox.put(("ready",), self._ready())
         self._dask.tell_all()
 
-    def _trouble(self, order: m.Order | MapOrder | TakeBlob, reason: str) -> None:
+    def _trouble(self, order: AnyOrder, reason: str) -> None:
         about = (
             getattr(order, "run_id", "")
             or getattr(order, "map_id", "")
@@ -222,7 +232,10 @@ class Agent:
             ("trouble", uuid.uuid4().hex), m.Trouble(about=f"{type(order).__name__} {about}", reason=reason)
         )
 
-    async def _obey_data(self, order: MapOrder | TakeBlob) -> None:
+    async def _obey_data(self, order: MapOrder | TakeBlob | TakeCode) -> None:
+        if isinstance(order, TakeCode):
+            await self._take_code(order)
+            return
         if not isinstance(order, TakeBlob):
             await self._maps.obey(order)
             return
@@ -232,8 +245,18 @@ class Agent:
     async def _take_blob(self, order: TakeBlob) -> None:
         self._outbox.put(("blob", order.sha256), await asyncio.to_thread(self._blobs.take, order))
 
-    async def _obey(self, order: m.Order | MapOrder | TakeBlob) -> None:
-        if isinstance(order, MapOrder | TakeBlob):
+    async def _take_code(self, order: TakeCode) -> None:
+        """Later orders find the new modules; that Dask's processes have noticed them is told, not waited for here."""
+        taken = await asyncio.to_thread(self._code.take, order)
+
+        async def tell() -> None:
+            note = "" if taken.error else await asyncio.to_thread(self._code.noticed)
+            self._outbox.put(("code",), msgspec.structs.replace(taken, note=note))
+
+        self._send_with(("code",), tell())
+
+    async def _obey(self, order: AnyOrder) -> None:
+        if isinstance(order, MapOrder | TakeBlob | TakeCode):
             await self._obey_data(order)
             return
         match order:

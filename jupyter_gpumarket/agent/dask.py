@@ -30,6 +30,8 @@ STATUS_POLL_S = 0.5
 # As the preloaded part of the scheduler (`agent/head.py`) names them; it is not imported here, for it imports Dask.
 STATUS, RETIRE = "status.json", "retire.json"
 TLS_FILES = ("ca.pem", "cert.pem", "key.pem")
+# Drops the user's own modules when they have changed; not imported here, for it is for the children.
+SYNC_MODULE = "jupyter_gpumarket.agent.sync"
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
@@ -181,6 +183,7 @@ def arguments(order: StartDask, folder: Path) -> list[str]:
         parts.append(f"--{option}")
         if value:
             parts.append(str(folder / value) if value in order.files else value)
+    parts += ["--preload", SYNC_MODULE]
     if order.gpu is not None and importlib.util.find_spec("dask_cuda") is not None:
         parts += ["--preload", "dask_cuda.initialize"]
     return parts

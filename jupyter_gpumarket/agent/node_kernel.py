@@ -16,7 +16,7 @@ from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 
-from jupyter_gpumarket.agent import driver, variables
+from jupyter_gpumarket.agent import driver, sync, variables
 
 # How many messages wait in the kernel's socket, and again in the agent's.
 PENDING_MESSAGES = 32
@@ -62,10 +62,13 @@ class NodeKernel(IPythonKernel):
         # IPython 9 files all that cells print and show, for ever; here the agent's log has it.
         if hasattr(self.shell.history_manager, "outputs"):
             self.shell.history_manager.outputs = Forgetful(list)
+        self._refresher = sync.install(self.shell)
         driver.install(self.shell)
 
     async def gpumarket_inputs(self, stream: Any, ident: Any, parent: Any) -> None:
         """Set the variables that the message names."""
+        if self._refresher is not None:
+            self._refresher.look(self.shell.user_ns)  # what is unpickled now may be of a module that has changed
         reply = variables.set_inputs(self.shell, parent["content"]["inputs"])
         self.session.send(stream, "gpumarket_inputs_reply", reply, parent, ident=ident)
 

@@ -78,6 +78,17 @@ from jupyter_gpumarket.api.offers import (
     SavedSearch,
     SearchView,
 )
+from jupyter_gpumarket.api.syncing import (
+    CodeNode,
+    CodeView,
+    CodeWish,
+    NodeSystem,
+    PackageLook,
+    PackagePin,
+    PackagesFound,
+    PackageThere,
+    PackageWish,
+)
 
 __all__ = [
     "API_VERSION",
@@ -93,6 +104,9 @@ __all__ = [
     "ClusterInfo",
     "ClusterView",
     "ClusterWish",
+    "CodeNode",
+    "CodeView",
+    "CodeWish",
     "CostList",
     "CostQuery",
     "DaskAccess",
@@ -131,6 +145,7 @@ __all__ = [
     "NodeIdle",
     "NodeLeaving",
     "NodeNotice",
+    "NodeSystem",
     "NodeTraffic",
     "NodeUse",
     "NodeView",
@@ -141,6 +156,11 @@ __all__ = [
     "Orphan",
     "OutputRef",
     "OwnRecord",
+    "PackageLook",
+    "PackagePin",
+    "PackageThere",
+    "PackageWish",
+    "PackagesFound",
     "Prepared",
     "PriceHistory",
     "PricePoint",

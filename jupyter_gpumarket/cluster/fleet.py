@@ -434,7 +434,10 @@ class Fleet:
         return (member for member in self._members.values() if member.is_met and not member.is_given_up)
 
     def _ready_members(self) -> list[Member]:
-        return [member for member in self._met_members() if member.node.link_state == "up"]
+        """Those that can be worked with: a worker without the user's own modules would die of the first task."""
+        return [
+            member for member in self._met_members() if member.node.link_state == "up" and member.node.code.is_current
+        ]
 
     def _scheduler(self) -> Process | None:
         return next((p for p in self._processes.values() if p.is_scheduler and p.lease_id == self._record.head), None)

@@ -23,7 +23,10 @@ from jupyter_gpumarket.api import (
     LinkLost,
     NodeFailed,
     NodeLeaving,
+    NodeSystem,
     NodeView,
+    PackagePin,
+    PackageThere,
     Prepared,
     Probed,
     SetupStep,
@@ -32,6 +35,7 @@ from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.cluster.farewell import save_outputs
+from jupyter_gpumarket.cluster.code import Code, NodeCode
 from jupyter_gpumarket.cluster.progress import Facts
 from jupyter_gpumarket.cluster.reach import Link, Reach
 from jupyter_gpumarket.cluster.records import NodeRecord
@@ -44,6 +48,7 @@ from jupyter_gpumarket.wire import messages as wire
 from jupyter_gpumarket.wire.bulk import TakeBlob
 from jupyter_gpumarket.wire.mapping import MapOrder, MapReport
 from jupyter_gpumarket.wire.peer import Peer, Reader, Writer
+from jupyter_gpumarket.wire.syncing import CodeTaken, TakeCode
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +79,7 @@ class Node:
         reach: Reach,
         runs: RunStore,
         blobs: BlobStore,
+        code: Code,
         clock: Clock,
         facts: Facts,
         save: Callable[[], None],
@@ -102,8 +108,8 @@ class Node:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._peer = Peer(
             boot_id=os.urandom(8).hex(),
-            receives=wire.Report | MapReport,
-            sends=wire.Order | MapOrder | TakeBlob,
+            receives=wire.Report | MapReport | CodeTaken,
+            sends=wire.Order | MapOrder | TakeBlob | TakeCode,
             on_attached=self._on_attached,
         )
         self.talk = Talk(
@@ -119,6 +125,16 @@ class Node:
         )
         self.talk.progress.ready_ms = record.ready_ms
         self.talk.on_leaving = self._on_leaving
+        self.code = NodeCode(
+            code,
+            self.lease_id,
+            bring_blob=self.talk.bring_blob,
+            order=self.talk.order,
+            install=self._install,
+            is_reached=lambda: self._link_state == "up",
+        )
+        self.talk.on_code = self.code.hear
+        self.talk.before_run = self.code.settled
 
     @property
     def lease_id(self) -> str:
@@ -147,7 +163,7 @@ class Node:
 
     def start(self) -> None:
         """Begin; idempotent."""
-        parts = {"link": self._serve, "talk": self._converse, "idle": self._tell_when_idle}
+        parts = {"link": self._serve, "talk": self._converse, "idle": self._tell_when_idle, "code": self.code.run}
         for name, part in parts.items():
             if name not in self._tasks or self._tasks[name].done():
                 self._tasks[name] = asyncio.create_task(part())
@@ -239,10 +255,27 @@ class Node:
         Raises:
             NodeError: there is no link now.
         """
+        link, installed = self._at_work()
+        return await link.open_stream(command(installed.folder))
+
+    async def packages_there(self, pins: tuple[PackagePin, ...]) -> tuple[tuple[PackageThere, ...], NodeSystem]:
+        """What the node has of these packages.
+
+        Raises:
+            NodeError: it cannot be found out; `Unreachable` when there is no link now.
+        """
+        link, installed = self._at_work()
+        return await link.packages(self.record.attach, installed, pins)
+
+    async def _install(self, pins: tuple[PackagePin, ...], where: tuple[str, ...]) -> None:
+        link, installed = self._at_work()
+        await link.bring_packages(self.record.attach, installed, pins, where)
+
+    def _at_work(self) -> tuple[Link, Installed]:
         installed, link = self.record.installed, self._link
         if installed is None or link is None or not link.connected:
             raise Unreachable("the link is down")
-        return await link.open_stream(command(installed.folder))
+        return link, installed
 
     async def log(self) -> str:
         """Steps of set-up, and the last lines of the agent's log where the node answers."""

@@ -22,6 +22,7 @@ import msgspec
 from jupyter_gpumarket.api import Attach, NodeView, RunRequest
 from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.code import Code
 from jupyter_gpumarket.cluster.facts import FactQueue
 from jupyter_gpumarket.cluster.fleet import Fleet
 from jupyter_gpumarket.cluster.maps.store import MapStore
@@ -51,6 +52,7 @@ class Cluster:
         self.clock: Clock = clock or SystemClock()
         self.runs = RunStore(folder / "runs")
         self.blobs = BlobStore(folder / "blobs")
+        self.code = Code(folder, self.blobs)
         self.facts = FactQueue(folder, self.start.cluster_id)
         self.dask = Fleet(folder, self.clock)
         self._nodes_file = folder / "nodes.json"
@@ -179,6 +181,7 @@ class Cluster:
             reach=self._reach,
             runs=self.runs,
             blobs=self.blobs,
+            code=self.code,
             clock=self.clock,
             facts=self.facts,
             save=self._save_nodes,

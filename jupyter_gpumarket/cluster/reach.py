@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from jupyter_gpumarket.api import Attach, SetupStep
+from jupyter_gpumarket.api import Attach, NodeSystem, PackagePin, PackageThere, SetupStep
 from jupyter_gpumarket.nodes import Installed
 from jupyter_gpumarket.wire.peer import Reader, Writer
 
@@ -44,6 +44,24 @@ class Link(Protocol):
 
         Raises:
             NodeError: it cannot be found out.
+        """
+
+    async def packages(
+        self, attach: Attach, installed: Installed, pins: tuple[PackagePin, ...]
+    ) -> tuple[tuple[PackageThere, ...], NodeSystem]:
+        """What the node has of these packages.
+
+        Raises:
+            NodeError: it cannot be found out.
+        """
+
+    async def bring_packages(
+        self, attach: Attach, installed: Installed, pins: tuple[PackagePin, ...], where: tuple[str, ...]
+    ) -> None:
+        """Install those that the node lacks, all or none.
+
+        Raises:
+            NodeError: names package, node and reason.
         """
 
     async def open_stream(self, command: str) -> tuple[Reader, Writer]:

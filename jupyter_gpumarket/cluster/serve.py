@@ -7,7 +7,7 @@ from pathlib import Path
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from jupyter_gpumarket.cluster import data_routes, map_routes
+from jupyter_gpumarket.cluster import code_routes, data_routes, map_routes
 from jupyter_gpumarket.cluster.process import Cluster
 from jupyter_gpumarket.cluster.reach import Reach
 from jupyter_gpumarket.cluster.routes import MAX_BODY_BYTES, application
@@ -21,7 +21,8 @@ async def serve(folder: Path, reach: Reach) -> None:
     """
     cluster = Cluster(folder, reach)
     (socket,) = bind_sockets(0, "127.0.0.1")
-    server = HTTPServer(application(cluster, (*map_routes.ROUTES, *data_routes.ROUTES)), max_body_size=MAX_BODY_BYTES)
+    more = (*map_routes.ROUTES, *data_routes.ROUTES, *code_routes.ROUTES)
+    server = HTTPServer(application(cluster, more), max_body_size=MAX_BODY_BYTES)
     server.add_sockets([socket])
     try:
         await cluster.run(f"http://127.0.0.1:{socket.getsockname()[1]}")

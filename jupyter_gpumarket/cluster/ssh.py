@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jupyter_gpumarket.api import Attach, SetupStep
-from jupyter_gpumarket.nodes import Installed, NodeLink, Reader, SetupPlan, Writer, prepare, probe
+from jupyter_gpumarket.api import Attach, NodeSystem, PackagePin, PackageThere, SetupStep
+from jupyter_gpumarket.nodes import Installed, NodeLink, Reader, SetupPlan, Writer, extra, prepare, probe
 
 LOG_BYTES = 64 * 1024
 
@@ -46,6 +46,16 @@ class SshLink:
     async def probe(self, installed: Installed, attach: Attach) -> tuple[dict[str, Any], tuple[str, ...]]:
         found = await probe(self._link, installed, attach.offer, demo=attach.demo)
         return found.report, found.differences
+
+    async def packages(
+        self, attach: Attach, installed: Installed, pins: tuple[PackagePin, ...]
+    ) -> tuple[tuple[PackageThere, ...], NodeSystem]:
+        return await extra.look(self._link, attach.lease_id, installed, pins)
+
+    async def bring_packages(
+        self, attach: Attach, installed: Installed, pins: tuple[PackagePin, ...], where: tuple[str, ...]
+    ) -> None:
+        await extra.bring(self._link, attach.lease_id, installed, pins, where)
 
     async def open_stream(self, command: str) -> tuple[Reader, Writer]:
         return await self._link.open_stream(command)

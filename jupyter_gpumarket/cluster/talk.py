@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from jupyter_gpumarket.wire import messages as wire
 from jupyter_gpumarket.wire.bulk import TakeBlob
 from jupyter_gpumarket.wire.mapping import MapReady, MapReport
 from jupyter_gpumarket.wire.peer import Peer
+from jupyter_gpumarket.wire.syncing import CodeTaken
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,9 @@ class Talk:
         # Set by whoever runs maps: a contact with an agent begins, and what the agent says of its maps.
         self.on_contact: Callable[[], None] = lambda: None
         self.on_map: Callable[[MapReport], None] = lambda _report: None
+        # Set by whoever keeps the user's own modules on the node: no cell runs before they are there.
+        self.before_run: Callable[[], Awaitable[object]] = _nothing
+        self.on_code: Callable[[wire.AgentReady | CodeTaken], None] = lambda _report: None
 
     @property
     def is_synced(self) -> bool:
@@ -159,6 +163,7 @@ class Talk:
     async def _send_run(self, run: Run) -> None:
         epoch = self._epoch
         try:
+            await self.before_run()
             for sha256 in dict.fromkeys(blob.sha256 for blob in run.state.request.inputs):
                 await self.bring_blob(sha256)
         except (BadRequest, OSError, TimeoutError) as error:
@@ -272,6 +277,8 @@ class Talk:
         handler = _HANDLERS.get(type(report))
         if isinstance(report, MapReport):
             self.on_map(report)
+        elif isinstance(report, CodeTaken):
+            self.on_code(report)
         elif handler is not None:
             handler(self, report)
         else:
@@ -298,6 +305,7 @@ class Talk:
         self.agent = agent
         self.sessions = {name[: wire.MAX_NAME_CHARS] for name in report.sessions[:MAX_SESSIONS]}
         self._on_agent(agent)
+        self.on_code(report)
         if is_known:
             return  # only the stream is new: the conversation goes on where it was
         self._forget_contact()
@@ -451,6 +459,10 @@ class Talk:
         self._fetchers.pop(run.run_id, None)
         self._settling.pop(run.run_id, None)
         self.order(wire.Saved(run_id=run.run_id, upto=run.log.agent_upto, ended=True))
+
+
+async def _nothing() -> None:
+    """Nothing is to be waited for."""
 
 
 def _ignore(report: Any) -> None:

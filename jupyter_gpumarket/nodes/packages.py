@@ -48,8 +48,12 @@ class NodePlatform(Record, frozen=True, kw_only=True):
         )
 
 
-async def fetch(pins: Mapping[str, str], target: NodePlatform) -> bytes:
-    """A zip of an installed tree with these packages and what they need.
+async def fetch(
+    pins: Mapping[str, str], target: NodePlatform, *, alone: bool = False, where: tuple[str, ...] = ()
+) -> bytes:
+    """A zip of an installed tree with these packages and what they need; `alone`: without what they need.
+
+    `where`: folders in which they are installed here, beside those of this process.
 
     Raises:
         CommandFailed: none of the sources has them, with the last words of each.
@@ -59,13 +63,14 @@ async def fetch(pins: Mapping[str, str], target: NodePlatform) -> bytes:
     with tempfile.TemporaryDirectory(prefix="gpumarket-packages-") as scratch:
         for index, argv in enumerate(commands(wanted, target)):
             tree = Path(scratch) / str(index)
-            said = await _said([*argv, "--target", str(tree)])
+            said = await _said([*argv, *(["--no-deps"] if alone else []), "--target", str(tree)])
             if said is None:
                 return await asyncio.to_thread(_zip_tree, tree)
             words.append(said)
     if target == NodePlatform.here():
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return await asyncio.to_thread(_zip_installed, tuple(pins))
+            found = _as_pinned(pins, where) if alone else closure(pins)
+            return await asyncio.to_thread(_zip_installed, found)
     raise CommandFailed(
         f"the packages for {target.system} {target.machine}, Python {target.python_minor} could not be fetched here "
         "either; connect this machine or the node to a package index",
@@ -110,10 +115,26 @@ def _zip_tree(tree: Path) -> bytes:
     return _zipped((path, str(path.relative_to(tree))) for path in sorted(tree.rglob("*")) if path.is_file())
 
 
-def _zip_installed(names: Iterable[str]) -> bytes:
-    """The files of these distributions and of all that they need, as they are installed here."""
+def _as_pinned(pins: Mapping[str, str], where: tuple[str, ...]) -> list[metadata.Distribution]:
+    """These distributions, at these versions.
+
+    Raises:
+        PackageNotFoundError: one of them is not installed here so.
+    """
+    found = []
+    for name, version in pins.items():
+        places = [*where, *sys.path]
+        fitting = [one for one in metadata.distributions(name=name, path=places) if one.version == version]
+        if not fitting:
+            raise metadata.PackageNotFoundError(name)
+        found.append(fitting[0])
+    return found
+
+
+def _zip_installed(distributions: Iterable[metadata.Distribution]) -> bytes:
+    """The files of these distributions, as they are installed here."""
     files: dict[str, Path] = {}
-    for distribution in closure(names):
+    for distribution in distributions:
         for file in distribution.files or ():
             path = Path(str(file.locate()))
             if ".." not in file.parts and "__pycache__" not in file.parts and path.is_file():

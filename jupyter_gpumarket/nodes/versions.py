@@ -6,6 +6,7 @@ import platform
 import re
 from enum import StrEnum
 from importlib import metadata
+from typing import Literal
 
 from jupyter_gpumarket.models import Record
 
@@ -41,6 +42,17 @@ DEMANDS: dict[str, Demand] = {
     "psutil": Demand(rule=Rule.AT_LEAST, minimum="5.9", why="the agent watches processes with it"),
     "nvidia-ml-py": Demand(rule=Rule.OPTIONAL, why="it reports what the GPUs do"),
 }
+
+
+# Built for one driver and one kind of GPU, of some hundred megabytes and more: the image's own is kept.
+HEAVY = frozenset(
+    {"torch", "torchvision", "torchaudio", "triton", "tensorflow", "jax", "jaxlib", "cupy", "mxnet", "vllm"}
+    | {"xformers", "flash-attn", "bitsandbytes", "deepspeed", "cudf", "cuml", "cugraph", "rmm", "dask-cuda"}
+)
+HEAVY_PREFIXES = ("nvidia-", "cupy-", "jax-cuda", "cudf-", "cuml-", "tensorrt")
+HEAVY_BYTES = 300 * 1024**2
+
+Verdict = Literal["missing", "fits", "differs", "kept"]
 
 
 class Versions(Record, frozen=True, kw_only=True):
@@ -91,6 +103,23 @@ def differences(wanted: Versions, there: Versions) -> list[Difference]:
         if demand is not None and not _fits(demand, version, theirs):
             found.append(Difference(name=name, ours=version, theirs=theirs, why=demand.why))
     return found
+
+
+def verdict_on(name: str, ours: str, theirs: str, *, size: int = 0) -> Verdict:
+    """What a package of the user's own code is on a node. `size`: bytes of it as it is installed here.
+
+    Set-up has decided about what it compares itself; those and heavy ones are never replaced on a node that has them.
+    """
+    if not theirs:
+        return "missing"
+    if numbers(theirs)[:2] == numbers(ours)[:2]:
+        return "fits"
+    return "kept" if name in DEMANDS or is_heavy(name, size) else "differs"
+
+
+def is_heavy(name: str, size: int = 0) -> bool:
+    """Whether a package is not to be replaced by the way."""
+    return name in HEAVY or name.startswith(HEAVY_PREFIXES) or size > HEAVY_BYTES
 
 
 def _fits(demand: Demand, ours: str, theirs: str) -> bool:

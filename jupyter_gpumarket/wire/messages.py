@@ -195,7 +195,8 @@ Order = (
 class AgentReady(Message, frozen=True, kw_only=True, tag="ready"):
     """First report of a new attachment: who the agent is and what it has.
 
-    Agents of the same `network` share one loopback, so that a port means the same to them without any help.
+    Agents of the same `network` share one loopback, so that a port means the same to them without any help. `code` is
+    the list of the user's own modules that it has (`syncing.tree_of`); an agent that cannot take any says nothing.
     """
 
     python: str
@@ -204,6 +205,7 @@ class AgentReady(Message, frozen=True, kw_only=True, tag="ready"):
     started_ms: int
     sessions: tuple[str, ...] = ()
     network: str = ""
+    code: str = ""
 
 
 class BlobStored(Message, frozen=True, kw_only=True, tag="blob_stored"):

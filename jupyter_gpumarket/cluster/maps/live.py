@@ -323,7 +323,8 @@ class LiveMap:
         now_s = self._site.clock.monotonic_s()
         for lease_id, node in self._site.attached().items():
             seat = self._seats.get(lease_id)
-            if seat is None and node.is_ready and not (node.is_leaving and self._stays()):
+            is_wanted = node.is_ready and node.code.is_current and not (node.is_leaving and self._stays())
+            if seat is None and is_wanted:
                 self._invite(node)
             elif seat is not None:
                 is_up = node.link_state == "up"

@@ -367,4 +367,117 @@ def output_of(argv: list[str]) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
-STEPS = {"watchdog": watchdog, "look": look, "venv": venv, "install": install, "unpack": unpack, "agent": agent}
+def versions(order: dict[str, Any]) -> dict[str, Any]:
+    """What the interpreter that runs cells finds of these packages, those that were brought before included."""
+    place = os.path.join(lease_folder(order), "packages", "current")
+    check = "import sys\nsys.path.insert(0, " + repr(place) + ")\nNAMES = " + repr(order["names"]) + CHECK
+    found = json.loads(output_of([order["python"], "-c", check]))["packages"]
+    libc = "-".join(platform.libc_ver())
+    return {"machine": platform.machine(), "system": platform.system(), "libc": libc, "packages": found}
+
+
+def packages(order: dict[str, Any]) -> dict[str, Any]:
+    """Have these packages, and nothing that they need, in the folder that is on the path of cells and workers.
+
+    They are made beside it, and it is turned when all are there, so that a failure in between changes nothing.
+    """
+    folder = lease_folder(order)
+    root = os.path.join(folder, "packages")
+    fresh, whole = os.path.join(root, "fresh"), os.path.join(root, f"set-{time.time_ns()}-{os.getpid()}")
+    for path in (fresh, whole):
+        shutil.rmtree(path, ignore_errors=True)
+        os.makedirs(path, mode=0o700)
+    try:
+        if order.get("sha256"):
+            take_archive(os.path.join(folder, "packages.zip"), order["sha256"], fresh)
+        else:
+            install_into(fresh, order, folder)
+        overlay(os.path.join(root, "current"), fresh, whole)
+        turn(root, whole)
+    except (OSError, ValueError) as error:
+        shutil.rmtree(whole, ignore_errors=True)
+        raise Trouble(f"the packages could not be put in place: {error}") from None
+    except Trouble:
+        shutil.rmtree(whole, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return {"folder": whole}
+
+
+def install_into(target: str, order: dict[str, Any], folder: str) -> None:
+    """By the node's own installers, from whatever index it is set up for."""
+    uv, python, pins = find_tool("uv"), order["python"], order["pins"]
+    by_uv = [uv, "pip", "install", "--python", python, "--no-deps", "--target", target, *pins] if uv else []
+    quick = ["--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "15"]
+    by_pip = [python, "-m", "pip", "install", *quick, "--no-deps", "--target", target, *pins]
+    tried(folder, [by_uv, by_pip], order["limit_s"], "the packages could not be installed from the node's index")
+
+
+def take_archive(archive: str, sha256: str, target: str) -> None:
+    """Unpack what came over the link (our own archive, checked by its hash)."""
+    if file_hash(archive) != sha256:
+        raise Trouble("the archive of packages did not arrive whole")
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(target)
+    except zipfile.BadZipFile as error:
+        raise Trouble(f"the packages could not be unpacked: {error}") from None
+    os.unlink(archive)
+
+
+def files_of(folder: str) -> list[str]:
+    """Every file below a folder, by its path in it."""
+    found = []
+    for place, _, names in os.walk(folder):
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in names]
+    return found
+
+
+def overlay(current: str, fresh: str, whole: str) -> None:
+    """What was there, without the packages that came anew, and what came: links, for both are on the same disk."""
+
+    def distribution(info: str) -> str:
+        return info.partition("-")[0].lower().replace("_", "-").replace(".", "-")
+
+    anew = {distribution(name) for name in os.listdir(fresh) if name.endswith(".dist-info")}
+    replaced = set()
+    for name in os.listdir(current) if os.path.isdir(current) else ():
+        if name.endswith(".dist-info") and distribution(name) in anew:
+            with open(os.path.join(current, name, "RECORD"), encoding="utf-8") as record:
+                replaced |= {line.split(",")[0].strip('"') for line in record} | {os.path.join(name, "RECORD")}
+    for source in (current, fresh):
+        for path in files_of(source):
+            target = os.path.join(whole, path)
+            if source == current and (path.replace(os.sep, "/") in replaced or "__pycache__" in path):
+                continue
+            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            if os.path.lexists(target):
+                os.unlink(target)
+            os.link(os.path.join(source, path), target, follow_symlinks=True)
+
+
+def turn(root: str, whole: str) -> None:
+    """Show the new set, at once; the former one is no more."""
+    link = os.path.join(root, "current")
+    former = os.path.realpath(link)
+    if os.path.lexists(link + ".new"):
+        os.unlink(link + ".new")
+    os.symlink(os.path.basename(whole), link + ".new")
+    os.replace(link + ".new", link)
+    for name in os.listdir(root):
+        path = os.path.join(root, name)
+        if name.startswith("set-") and path not in (whole, former):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+STEPS = {
+    "versions": versions,
+    "packages": packages,
+    "watchdog": watchdog,
+    "look": look,
+    "venv": venv,
+    "install": install,
+    "unpack": unpack,
+    "agent": agent,
+}
