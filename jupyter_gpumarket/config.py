@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         keep_days: how long output of cells on ended leases is kept on this machine, days; 0 for ever.
         project: the project that charges are booked on, unless a magic says otherwise.
         trust: marketplaces whose nodes are the user's own and may be trusted with results and display.
+        sync: bring the user's own modules to nodes before each cell, as `--sync` does.
         demo_gpus: take the GPU that a demo's machine is listed with for one; only for marketplaces on this computer.
         public_lists: show the public lists of marketplaces without an account too; they are asked over the internet.
         marketplaces: per marketplace its own options, such as `url`.
@@ -78,6 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_days: float = 30.0
     project: str = ""
     trust: tuple[str, ...] = ()
+    sync: bool = False
     demo_gpus: bool = False
     public_lists: bool = True
     marketplaces: dict[str, dict[str, Any]] = {}

@@ -12,10 +12,12 @@ class CodeWish(Request, frozen=True, kw_only=True):
     """PUT /v1/code: have exactly these files on every node, before anything else runs there; answered when so it is.
 
     `archive` is a blob, a zip that holds those that the cluster process does not have yet, each under its SHA-256.
+    `origins`: where each module lies on this computer, which no node is told.
     """
 
     files: tuple[CodeFile, ...]
     archive: str = ""
+    origins: dict[str, tuple[str, ...]] = {}
 
 
 class CodeNode(Record, frozen=True, kw_only=True):
@@ -39,6 +41,7 @@ class CodeView(Record, frozen=True, kw_only=True):
     """GET /v1/code: the files that nodes have, or are to have, and the packages that were brought for them."""
 
     files: tuple[CodeFile, ...] = ()
+    origins: dict[str, tuple[str, ...]] = {}
     packages: tuple[PackagePin, ...] = ()
     nodes: tuple[CodeNode, ...] = ()
 

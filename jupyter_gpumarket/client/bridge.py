@@ -109,6 +109,10 @@ class ClusterClient(_Bridged):
     stop_dask = _bridged(AsyncClusterClient.stop_dask)
     dask_access = _bridged(AsyncClusterClient.dask_access)
     retire_dask = _bridged(AsyncClusterClient.retire_dask)
+    code = _bridged(AsyncClusterClient.code)
+    put_code = _bridged(AsyncClusterClient.put_code)
+    look_for_packages = _bridged(AsyncClusterClient.look_for_packages)
+    put_packages = _bridged(AsyncClusterClient.put_packages)
     restart_session = _bridged(AsyncClusterClient.restart_session)
     node_log = _bridged(AsyncClusterClient.node_log)
 

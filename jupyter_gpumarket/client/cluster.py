@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from jupyter_gpumarket.api import (
+    CodeView,
+    CodeWish,
     DaskAccess,
     DaskRetire,
     DaskView,
@@ -19,6 +21,9 @@ from jupyter_gpumarket.api import (
     MapView,
     MessageBatch,
     NodeView,
+    PackageLook,
+    PackagesFound,
+    PackageWish,
     RunRequest,
     RunView,
 )
@@ -156,6 +161,26 @@ class AsyncClusterClient:
         """A way for a Dask client on this machine to the scheduler. Only for nodes that are the user's own."""
         access: DaskAccess = await self._call("POST", "/v1/dask/access", DaskAccess)
         return access
+
+    async def code(self) -> CodeView:
+        """The user's own modules on the nodes, and how each node is with them."""
+        view: CodeView = await self._call("GET", "/v1/code", CodeView)
+        return view
+
+    async def put_code(self, wish: CodeWish) -> CodeView:
+        """Have exactly these modules on the nodes; returns when they are there, or cannot be. Put the archive first."""
+        view: CodeView = await self._call("PUT", "/v1/code", CodeView, body=wish, wait_s=MOVE_S)
+        return view
+
+    async def look_for_packages(self, look: PackageLook) -> PackagesFound:
+        """What the nodes have of these packages."""
+        found: PackagesFound = await self._call("POST", "/v1/packages/look", PackagesFound, body=look, wait_s=60)
+        return found
+
+    async def put_packages(self, wish: PackageWish) -> CodeView:
+        """Have these packages on the nodes that lack them; returns when they are there, or cannot be."""
+        view: CodeView = await self._call("PUT", "/v1/packages", CodeView, body=wish, wait_s=MOVE_S)
+        return view
 
     async def restart_session(self, lease_id: str, session: str = "main") -> None:
         """Kill a session's kernel and start a new one; its runs end as errors."""

@@ -40,6 +40,7 @@ class CodeRecord(Record, frozen=True, kw_only=True):
     """sync.json."""
 
     files: tuple[CodeFile, ...] = ()
+    origins: dict[str, tuple[str, ...]] = {}
     packages: tuple[PackagePin, ...] = ()
     where: tuple[str, ...] = ()
 
@@ -71,7 +72,7 @@ class Code:
                 raise BadRequest(f"files: the content of {file.path[:200]!r} is not here; send it in the archive")
         tree = tree_of(wish.files)
         write_private(self._trees / f"{tree}.json", msgspec.json.encode(wish.files))
-        self._change(files=wish.files)
+        self._change(files=wish.files, origins=wish.origins)
         self.tree = tree
         self._tidy()
 
@@ -273,4 +274,5 @@ class NodeCode:
 
 def view_of(code: Code, nodes: list[CodeNode]) -> CodeView:
     """Everything, as doors see it."""
-    return CodeView(files=code.record.files, packages=code.record.packages, nodes=tuple(nodes))
+    record = code.record
+    return CodeView(files=record.files, origins=record.origins, packages=record.packages, nodes=tuple(nodes))

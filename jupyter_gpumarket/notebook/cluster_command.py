@@ -22,8 +22,17 @@ from jupyter_gpumarket.notebook.fanout import own_cluster
 from jupyter_gpumarket.notebook.gpu_cluster import facts_of, is_complete
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.kernel import Notebook
-from jupyter_gpumarket.notebook.options import Wish, add_limit_arguments, add_wish_arguments, money, wish_from
+from jupyter_gpumarket.notebook.options import (
+    Wish,
+    add_limit_arguments,
+    add_sync_arguments,
+    add_wish_arguments,
+    money,
+    sync_options,
+    wish_from,
+)
 from jupyter_gpumarket.notebook.stage import Stage, Table
+from jupyter_gpumarket.notebook.sync import Syncer
 
 POLL_S = 0.5
 READY_PATIENCE_S = 900.0
@@ -37,6 +46,7 @@ def add_cluster_arguments(parser: Any) -> None:
     parser.add_argument("what", nargs="*", help="a number of nodes to rent, or: status, why, scale N, adapt, release")
     add_wish_arguments(parser)
     add_limit_arguments(parser)
+    add_sync_arguments(parser)
     parser.add_argument("--project", default="", help="book the costs on this project")
     parser.add_argument("--threads", type=int, default=0, help="threads of each worker (default: the node's cores)")
     parser.add_argument("--minimum", type=int, default=1, help="adapt: at least so many nodes (default: 1)")
@@ -48,9 +58,10 @@ def add_cluster_arguments(parser: Any) -> None:
 class ClusterCommand:
     """Carries out `%gpu cluster`."""
 
-    def __init__(self, notebook: Notebook, stage: Stage) -> None:
+    def __init__(self, notebook: Notebook, stage: Stage, syncer: Syncer) -> None:
         self._notebook = notebook
         self._stage = stage
+        self._syncer = syncer
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Do what the first word says.
@@ -76,6 +87,8 @@ class ClusterCommand:
 
     def _rent(self, count: int, arguments: argparse.Namespace) -> None:
         wish = wish_from(arguments, self._notebook.settings)
+        wanted = sync_options(arguments, self._notebook.settings)
+        own_code = self._syncer.prepare(wanted, "") if wanted else None
         name = arguments.name or f"cluster-{secrets.token_hex(2)}"
         self._consent(count, wish)
         asked = ClusterWish(
@@ -100,6 +113,8 @@ class ClusterCommand:
         head = view.dask.head if view.dask else ""
         for lease in sorted(view.leases, key=lambda lease: lease.lease_id == head):
             self._notebook.use(lease.lease_id)
+        if own_code is not None:
+            self._syncer.bring(own_code, view.leases)
         line.final(f"{name} · " + " · ".join(f"{key}: {value}" for key, value in facts_of(view)))
 
     def _consent(self, count: int, wish: Wish) -> None:

@@ -24,6 +24,7 @@ from jupyter_gpumarket.notebook.kernel import Notebook
 from jupyter_gpumarket.notebook.options import (
     HelpShown,
     Parser,
+    SyncOptions,
     add_limit_arguments,
     add_wish_arguments,
     hours_from,
@@ -100,6 +101,11 @@ class Commands:
         logs.add_argument("node", nargs="?", help="which one (default: this notebook's)")
         cluster = add("cluster", "Several nodes with Dask on them: rent, scale, ask why, give back.", self._cluster)
         add_cluster_arguments(cluster)
+        sync = add("sync", "Bring your own modules to this notebook's nodes, and packages that they need.", self._sync)
+        sync.add_argument("paths", nargs="*", help="files, folders or modules (default: what this kernel has loaded)")
+        sync.add_argument("--no-packages", action="store_true", help="modules only")
+        sync.add_argument("--dry-run", action="store_true", help="show what would be brought")
+        sync.add_argument("--yes", "-y", action="store_true", help="install missing packages without asking")
         self._add_settings_commands(add)
         return table
 
@@ -130,7 +136,7 @@ class Commands:
                 self._stage.say(f"no answer from {renting.trouble_words(status)}")
 
     def _cluster(self, arguments: argparse.Namespace) -> None:
-        ClusterCommand(self._notebook, self._stage).run(arguments)
+        ClusterCommand(self._notebook, self._stage, self._runner.syncer).run(arguments)
 
     def _rent(self, arguments: argparse.Namespace) -> None:
         wish = wish_from(arguments, self._notebook.settings)
@@ -138,6 +144,21 @@ class Commands:
         lease = renting.rent(self._notebook, self._stage, line, wish, self._notebook.owner(arguments.project))
         phases = renting.phases_text(lease, lease.changed_ms)
         line.final(f"{one_line(lease.name)} · {gpu_words(lease)} · {format_usd(lease.price_nusd_hour)}/h · {phases}")
+
+    def _sync(self, arguments: argparse.Namespace) -> None:
+        yes = arguments.yes or not self._notebook.settings.ask
+        options = SyncOptions(paths=tuple(arguments.paths), packages=not arguments.no_packages, yes=yes)
+        syncer = self._runner.syncer
+        prepared = syncer.prepare(options, "")
+        if arguments.dry_run:
+            syncer.show(prepared)
+            return
+        views = self._notebook.leases(with_nodes=False)
+        if not views:
+            raise BadRequest("this notebook has no node to bring anything to; `%%gpu --sync` rents one and syncs")
+        syncer.bring(prepared, [view.lease for view in views])
+        if not prepared.found.files:
+            self._stage.say("no modules of yours were found: import one here first, or name it: `%gpu sync helpers.py`")
 
     def _status(self, arguments: argparse.Namespace) -> None:
         views = self._notebook.client.leases() if arguments.all else self._own_views()

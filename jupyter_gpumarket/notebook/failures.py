@@ -9,6 +9,7 @@ from jupyter_gpumarket.cleaning.messages import clean_failure
 from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.errors import GpuMarketError, NodeError, RemoteError
 from jupyter_gpumarket.models import RunStatus
+from jupyter_gpumarket.notebook.sync_hint import hint
 
 
 class RemoteInterrupt(KeyboardInterrupt):
@@ -34,6 +35,9 @@ def remote_error(name: str, value: str, traceback: list[str], node: str) -> Remo
     error = RemoteError(name, value, traceback)
     # A time-out arrives as the traceback of an interrupt: its own name is said after it.
     last = [] if name in "".join(traceback[-1:]) else [f"{name}: {value}"]
+    if told := hint([value, *traceback]):
+        error.add_note(told)
+        last.append(told)
     show_as(error, lambda: [f"on {node}:", *traceback, *last])
     return error
 

@@ -54,7 +54,8 @@ class GpuMagics(Magics):
     def command(self, line: str) -> Any:
         """Nodes, offers and costs of this notebook: `%gpu help` lists the commands.
 
-        %gpu offers | rent | status | release | cost | attach | logs | extend | budget | config | doctor | help
+        %gpu offers | rent | cluster | sync | status | release | cost | attach | logs | extend | budget | config
+        %gpu doctor | help
         """
         return self._shortly(lambda: self._commands.run(split(line)))
 

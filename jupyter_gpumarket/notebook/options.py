@@ -39,6 +39,14 @@ class MapOptions(msgspec.Struct, frozen=True, kw_only=True):
     resume: str = ""
 
 
+class SyncOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`--sync [PATHS]`. `paths` empty: what the cell and this kernel use of the user's own code."""
+
+    paths: tuple[str, ...] = ()
+    packages: bool = True
+    yes: bool = False
+
+
 class CellOptions(msgspec.Struct, frozen=True, kw_only=True):
     """One `%%gpu` line, read."""
 
@@ -54,6 +62,7 @@ class CellOptions(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
     project: str = ""
     map: MapOptions | None = None
+    sync: SyncOptions | None = None
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +95,17 @@ def add_cell_arguments(parser: Any) -> None:
     parser.add_argument("--detach", action="store_true", help="do not wait; `%%gpu attach` shows the output later")
     parser.add_argument("--dry-run", action="store_true", help="show what would be rented; nothing is spent")
     parser.add_argument("--project", help="book the costs on this project")
+    add_sync_arguments(parser)
     add_map_arguments(parser)
+
+
+def add_sync_arguments(parser: Any) -> None:
+    """The arguments about the user's own modules; shared by `%%gpu` and `%gpu cluster`."""
+    parser.add_argument(
+        "--sync", nargs="?", const="", metavar="PATHS", help="bring your own modules, and packages that they need"
+    )
+    parser.add_argument("--no-sync", action="store_true", help="do not, though the setting `sync` says so")
+    parser.add_argument("--no-packages", action="store_true", help="with --sync: modules only")
 
 
 def add_map_arguments(parser: Any) -> None:
@@ -175,6 +194,7 @@ def cell_options(arguments: argparse.Namespace, settings: Settings) -> CellOptio
         dry_run=arguments.dry_run,
         project=arguments.project or settings.project,
         map=map_options(arguments),
+        sync=sync_options(arguments, settings),
     )
 
 
@@ -208,6 +228,23 @@ def map_options(arguments: argparse.Namespace) -> MapOptions | None:
         tolerance=_number("--tolerance", arguments.tolerance, 1e300),
         resume=arguments.resume or "",
     )
+
+
+def sync_options(arguments: argparse.Namespace, settings: Settings) -> SyncOptions | None:
+    """What of a line is about the user's own modules; None where nothing is to be synced.
+
+    Raises:
+        BadRequest: it is wanted and not wanted, or a path is empty.
+    """
+    given: str | None = arguments.sync
+    if given is not None and arguments.no_sync:
+        raise BadRequest("--sync and --no-sync: use one of them")
+    if given is None and (arguments.no_sync or not settings.sync):
+        return None
+    paths = tuple(part.strip() for part in given.split(",")) if given else ()
+    if any(not path for path in paths):
+        raise BadRequest(f"--sync {given}: write paths or names of modules with commas between them")
+    return SyncOptions(paths=paths, packages=not arguments.no_packages, yes=arguments.yes or not settings.ask)
 
 
 def _number(argument: str, text: str | None, most: float) -> float:

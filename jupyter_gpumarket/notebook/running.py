@@ -24,6 +24,7 @@ from jupyter_gpumarket.notebook.map_results import MapResults
 from jupyter_gpumarket.notebook.mapping import MapRunner
 from jupyter_gpumarket.notebook.options import CellOptions
 from jupyter_gpumarket.notebook.stage import Stage
+from jupyter_gpumarket.notebook.sync import Syncer
 from jupyter_gpumarket.notebook.values import InputValue, encode_inputs, fetch_outputs, send_inputs
 
 # The cluster process tells the broker of a run's end over HTTP; usually within milliseconds.
@@ -50,6 +51,7 @@ class CellRunner:
         self._stage = Stage(shell)
         self._heads = Heads(notebook, self._stage)
         self.maps = MapRunner(notebook, shell, self._stage)
+        self.syncer = Syncer(notebook.cluster, self._stage)
 
     def run(self, options: CellOptions, code: str) -> RunHandle | MapResults | None:
         """Run a cell, once or for each of many items; a handle when it was detached.
@@ -59,14 +61,17 @@ class CellRunner:
             GpuMarketError: everything else that went wrong, before or after.
         """
         if options.dry_run:
-            self._dry_run(options)
+            self._dry_run(options, code)
             return None
         if options.map is not None:
             return self._map(options, code)
         values = encode_inputs(options.inputs, self._notebook.namespace, self._notebook.data)
+        own_code = self.syncer.prepare(options.sync, code) if options.sync else None
         owner = self._notebook.owner(options.project)
         line = self._line(secrets.token_hex(8))
         leases = self._nodes(options, owner, line)
+        if own_code is not None:
+            self.syncer.bring(own_code, leases)
         cell = _Cell(code, options, owner, values, cell_id(self._shell))
         runs = [self._start(lease, cell, is_one_of_many=len(leases) > 1) for lease in leases]
         if options.detach:
@@ -80,9 +85,12 @@ class CellRunner:
             self._shell.user_ns.update({name: [] for name in options.outputs})
             self._stage.say("there are no items: nothing was run")
             return None
+        own_code = self.syncer.prepare(options.sync, code) if options.sync else None
         owner = self._notebook.owner(options.project)
         line = self._line(secrets.token_hex(8))
         (lease,) = self._nodes(options, owner, line)
+        if own_code is not None:
+            self.syncer.bring(own_code, [lease])
         return self.maps.run(plan, lease, owner, line)
 
     def finish(self, runs: list[Followed], line: CostLine | None = None) -> None:
@@ -110,7 +118,9 @@ class CellRunner:
     def _line(self, key: str) -> CostLine:
         return CostLine(self._stage, f"gpum-cost-{key}", self._notebook.clock)
 
-    def _dry_run(self, options: CellOptions) -> None:
+    def _dry_run(self, options: CellOptions, code: str) -> None:
+        if options.sync is not None:
+            self.syncer.show(self.syncer.prepare(options.sync, code))
         lease = None if options.new else self._existing(options)
         if lease is not None:
             self._stage.say(
