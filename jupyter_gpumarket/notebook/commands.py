@@ -156,8 +156,7 @@ class Commands:
         views = self._notebook.leases(with_nodes=False)
         if not views:
             raise BadRequest("this notebook has no node to bring anything to; `%%gpu --sync` rents one and syncs")
-        syncer.bring(prepared, [view.lease for view in views])
-        if not prepared.found.files:
+        if not syncer.bring(prepared, [view.lease for view in views]):
             self._stage.say("no modules of yours were found: import one here first, or name it: `%gpu sync helpers.py`")
 
     def _status(self, arguments: argparse.Namespace) -> None:

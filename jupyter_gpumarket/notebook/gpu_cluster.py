@@ -12,7 +12,7 @@ import contextlib
 import datetime as dt
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
@@ -28,7 +28,9 @@ from jupyter_gpumarket.money import format_usd, usd
 from jupyter_gpumarket.notebook import fit
 from jupyter_gpumarket.notebook.fit import Estimate
 from jupyter_gpumarket.notebook.identity import owner
+from jupyter_gpumarket.notebook.options import SyncOptions
 from jupyter_gpumarket.notebook.stage import as_html
+from jupyter_gpumarket.notebook.sync import bring_to
 
 T = TypeVar("T")
 POLL_S = 0.5
@@ -73,6 +75,7 @@ class GPUCluster:
         nthreads: int = 0,
         memory_limit: str = "auto",
         dashboard: bool | None = None,
+        sync: bool | str | Sequence[str] = False,
         shutdown_on_close: bool = True,
         asynchronous: bool = False,
         timeout_s: float = 900,
@@ -112,8 +115,11 @@ class GPUCluster:
                     dashboard=trust if dashboard is None else dashboard,
                 ),
             )
+        self._sync_first = sync_paths(sync)
         if not asynchronous:
             run(self._start())
+            if self._sync_first is not None:
+                self.sync(*self._sync_first)
 
     # ── what Dask's tools expect ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -255,6 +261,17 @@ class GPUCluster:
             is_relayed=is_relayed,
         )
 
+    def sync(self, *paths: str, packages: bool = True, yes: bool = False) -> Any:
+        """Bring your own modules to all nodes, also to those that come later, and by a plan the packages they need.
+
+        Args:
+            paths: files, folders or names of modules; none: what this process has loaded of your project.
+            yes: install missing packages without asking.
+        """
+        options = SyncOptions(paths=paths, packages=packages, yes=yes or not self._settings.ask)
+        leases = tuple(self.view.leases)
+        return asyncio.to_thread(bring_to, leases, options) if self.asynchronous else bring_to(leases, options)
+
     def wait_for_workers(self, n_workers: int = 1, timeout: float | None = None) -> Any:
         """Wait until so many workers run.
 
@@ -328,6 +345,8 @@ class GPUCluster:
             if self.is_trusted and self._is_up():
                 await self._fetch_access()
             self._refreshing = asyncio.create_task(self._refresh())
+            if self._sync_first is not None:
+                await self.sync(*self._sync_first)
 
     async def _look(self) -> None:
         self._note(await self._broker().cluster_view(self.name))
@@ -420,6 +439,13 @@ class GPUCluster:
     def _facts(self) -> list[tuple[str, str]]:
         view = self.view
         return facts_of(view) + ([("dashboard", self.dashboard_link)] if self.dashboard_link else [])
+
+
+def sync_paths(wanted: bool | str | Sequence[str]) -> tuple[str, ...] | None:
+    """What `sync=` says: True for what is loaded, paths or names for those, False for nothing."""
+    if isinstance(wanted, bool):
+        return () if wanted else None
+    return (wanted,) if isinstance(wanted, str) else tuple(wanted)
 
 
 def is_complete(view: ClusterView) -> bool:

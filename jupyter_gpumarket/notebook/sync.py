@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from IPython.core.getipython import get_ipython
 from IPython.core.inputtransformer2 import TransformerManager
 
 from jupyter_gpumarket.api import CodeView, CodeWish, PackageLook, PackageWish
 from jupyter_gpumarket.cleaning.text import one_line
-from jupyter_gpumarket.client import ClusterClient
+from jupyter_gpumarket.client import ClusterClient, connect
 from jupyter_gpumarket.errors import NodeError
 from jupyter_gpumarket.models import Lease
 from jupyter_gpumarket.notebook.data import size_words
@@ -60,20 +61,23 @@ class Syncer:
         found = find(project_of(Path.cwd()), loaded=dict(sys.modules), code=python, explicit=options.paths)
         return Prepared(options, found)
 
-    def bring(self, prepared: Prepared, leases: Iterable[Lease]) -> None:
+    def bring(self, prepared: Prepared, leases: Iterable[Lease]) -> int:
         """Have it on the nodes of these leases, and of all in the same clusters; waits until it is there.
+
+        Returns how many files are there, those of earlier times included.
 
         Raises:
             NodeError: a node cannot have it; names node and reason.
         """
         self._tell(prepared.found)
         clusters = {lease.cluster_id or lease.lease_id: lease for lease in leases}
-        names = {lease.lease_id: lease.name for lease in clusters.values()}
+        count = 0
         for key, lease in clusters.items():
             cluster = self._cluster_of(lease.lease_id)
-            self._bring_files(prepared, cluster, lease, names)
+            count += self._bring_files(prepared, cluster, lease)
             if prepared.options.packages:
                 self._bring_packages(prepared, cluster, key)
+        return count
 
     def show(self, prepared: Prepared) -> None:
         """What would be brought."""
@@ -86,7 +90,7 @@ class Syncer:
 
     # ── modules ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _bring_files(self, prepared: Prepared, cluster: ClusterClient, lease: Lease, names: Mapping[str, str]) -> None:
+    def _bring_files(self, prepared: Prepared, cluster: ClusterClient, lease: Lease) -> int:
         view = cluster.code()
         found = and_of_before(prepared.found, project_of(Path.cwd()), view.origins)
         had = {file.path: file.sha256 for file in view.files}
@@ -95,7 +99,7 @@ class Syncer:
         gone = had.keys() - files.keys()
         ready = [node for node in view.nodes if node.state != "there"]
         if not changed and not gone and not ready:
-            return
+            return len(files)
         size = sum(files[path].file.size for path in changed)
         if size > LARGE_BYTES:
             self._show_large(changed, files, lease)
@@ -105,7 +109,7 @@ class Syncer:
         origins = {name: tuple(str(place) for place in places) for name, places in found.modules.items()}
         wish = CodeWish(files=tuple(own.file for own in files.values()), archive=archive, origins=origins)
         answer = cluster.put_code(wish)
-        _refuse_failures(answer, names)
+        _refuse_failures(answer, cluster)
         if changed or gone:
             parts = [f"{len(changed)} changed ({size_words(size)})"] if changed else []
             parts += [f"{len(gone)} removed"] if gone else []
@@ -114,7 +118,8 @@ class Syncer:
             self._stage.say(f"synced {_what(found)} to {nodes}: {', '.join(parts)}")
         for node in answer.nodes:
             if node.note:
-                self._stage.say(f"{names.get(node.lease_id, node.lease_id)}: {one_line(node.note, 300)}")
+                self._stage.say(f"{_names(cluster).get(node.lease_id, node.lease_id)}: {one_line(node.note, 300)}")
+        return len(files)
 
     def _show_large(self, changed: list[str], files: Mapping[str, Any], lease: Lease) -> None:
         largest = sorted(changed, key=lambda path: -files[path].file.size)
@@ -155,7 +160,7 @@ class Syncer:
         if decided.install:
             where = tuple(dict.fromkeys(entry for entry in sys.path if entry))
             answer = cluster.put_packages(PackageWish(packages=decided.install, where=where))
-            _refuse_failures(answer, {})
+            _refuse_failures(answer, cluster)
             self._stage.say(
                 f"installed {', '.join(f'{pin.name} {pin.version}' for pin in decided.install)}; processes that have "
                 "another version of one loaded go on with it until they are started anew"
@@ -189,9 +194,25 @@ def packed(contents: Mapping[str, bytes]) -> bytes:
     return memory.getvalue()
 
 
-def _refuse_failures(answer: CodeView, names: Mapping[str, str]) -> None:
+def bring_to(leases: Iterable[Lease], options: SyncOptions) -> None:
+    """For who has no magics at hand: bring what this process uses of the user's own code.
+
+    Raises:
+        BadRequest, NodeError: as `Syncer.prepare` and `Syncer.bring` say.
+    """
+    with connect(start=False) as client:
+        syncer = Syncer(client.cluster, Stage(get_ipython()))
+        syncer.bring(syncer.prepare(options, ""), leases)
+
+
+def _names(cluster: ClusterClient) -> dict[str, str]:
+    return {node.lease_id: one_line(node.name, 60) for node in cluster.nodes()}
+
+
+def _refuse_failures(answer: CodeView, cluster: ClusterClient) -> None:
     failed = [node for node in answer.nodes if node.state == "failed"]
     if failed:
+        names = _names(cluster)
         told = "; ".join(f"{names.get(node.lease_id, node.lease_id)}: {one_line(node.error, 1500)}" for node in failed)
         raise NodeError(f"not synced: {told}")
 
