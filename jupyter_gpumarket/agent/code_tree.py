@@ -37,6 +37,8 @@ class CodeTree:
         self._root = folder.root / sync.FOLDER
         self._link = self._root / sync.CURRENT
         self._seen = self._root / sync.SEEN
+        # Dask's processes end with their agent: what is there is of former ones.
+        shutil.rmtree(self._seen, ignore_errors=True)
         self._seen.mkdir(mode=0o700, parents=True, exist_ok=True)
         _empty_place(folder.root / sync.PACKAGES)
         _empty_place(self._root)

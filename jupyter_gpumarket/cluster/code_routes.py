@@ -57,6 +57,8 @@ class WantedPackages(CodeHandler):
         if any(node.state == "failed" for node in nodes):
             # A node to come must not fail by what none could have; what is there already stays where it is.
             self.cluster.code.drop_packages({pin.name for pin in wish.packages} - known)
+            for node in self.cluster.attached().values():
+                node.code.look_again()
         self.answer(view_of(self.cluster.code, nodes))
 
 

@@ -159,7 +159,7 @@ class Node:
     @property
     def link_detail(self) -> str:
         """Why, for people."""
-        return self.talk.trouble or self._link_detail
+        return self.talk.trouble or self.code.error or self._link_detail
 
     def start(self) -> None:
         """Begin; idempotent."""

@@ -119,7 +119,7 @@ class GPUCluster:
         if not asynchronous:
             run(self._start())
             if self._sync_first is not None:
-                self.sync(*self._sync_first)
+                self.sync_code(*self._sync_first)
 
     # ── what Dask's tools expect ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -261,7 +261,7 @@ class GPUCluster:
             is_relayed=is_relayed,
         )
 
-    def sync(self, *paths: str, packages: bool = True, yes: bool = False) -> Any:
+    def sync_code(self, *paths: str, packages: bool = True, yes: bool = False) -> Any:
         """Bring your own modules to all nodes, also to those that come later, and by a plan the packages they need.
 
         Args:
@@ -346,7 +346,7 @@ class GPUCluster:
                 await self._fetch_access()
             self._refreshing = asyncio.create_task(self._refresh())
             if self._sync_first is not None:
-                await self.sync(*self._sync_first)
+                await self.sync_code(*self._sync_first)
 
     async def _look(self) -> None:
         self._note(await self._broker().cluster_view(self.name))

@@ -6,8 +6,10 @@ those that join later. Packages go by a plan that is shown and agreed to.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +28,7 @@ from jupyter_gpumarket.notebook.data import size_words
 from jupyter_gpumarket.notebook.options import SyncOptions
 from jupyter_gpumarket.notebook.stage import Stage, Table
 from jupyter_gpumarket.notebook.sync_find import Found, and_of_before, find, project_of
-from jupyter_gpumarket.notebook.sync_packages import Plan, Shelf, distributions_of, plan
+from jupyter_gpumarket.notebook.sync_packages import Plan, Shelf, plan
 from jupyter_gpumarket.notebook.values import transfer_words
 
 LARGE_BYTES = 8 * 1024 * 1024
@@ -50,6 +52,7 @@ class Syncer:
         self._told: set[str] = set()
         self._refused: set[tuple[str, ...]] = set()
         self._looked: set[tuple[object, ...]] = set()
+        self._shelf: tuple[list[tuple[str, int]], Shelf] | None = None
 
     def prepare(self, options: SyncOptions, code: str) -> Prepared:
         """Find the code.
@@ -85,7 +88,7 @@ class Syncer:
         rows = tuple((name, str(own.path), size_words(own.file.size)) for name, own in sorted(found.files.items()))
         self._stage.table(Table(title=_what(found), headers=("on the node", "here", "size"), rows=rows))
         self._tell(found)
-        if packages := sorted(distributions_of(found.packages)):
+        if packages := sorted(self._shelves().of_modules(found.packages)):
             self._stage.say(f"packages that it imports: {', '.join(packages)}")
 
     # ── modules ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -143,8 +146,8 @@ class Syncer:
     # ── packages ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _bring_packages(self, prepared: Prepared, cluster: ClusterClient, key: str) -> None:
-        direct = distributions_of(prepared.found.packages)
-        shelf = Shelf()
+        shelf = self._shelves()
+        direct = shelf.of_modules(prepared.found.packages)
         pins = shelf.closure(direct)
         nodes = tuple(sorted(node.lease_id for node in cluster.code().nodes))
         question = (key, nodes, frozenset(pins))
@@ -161,11 +164,20 @@ class Syncer:
             where = tuple(dict.fromkeys(entry for entry in sys.path if entry))
             answer = cluster.put_packages(PackageWish(packages=decided.install, where=where))
             _refuse_failures(answer, cluster)
-            self._stage.say(
-                f"installed {', '.join(f'{pin.name} {pin.version}' for pin in decided.install)}; processes that have "
-                "another version of one loaded go on with it until they are started anew"
-            )
+            told = ", ".join(f"{pin.name} {pin.version}" for pin in decided.install)
+            replaced = "; what has another version loaded goes on with it until it is started anew"
+            self._stage.say(f"installed {told}{replaced if decided.replaces else ''}")
         self._looked.add(question)
+
+    def _shelves(self) -> Shelf:
+        """What is installed here, looked at anew when a package folder has changed."""
+        state = []
+        for entry in sys.path:
+            with contextlib.suppress(OSError):
+                state.append((entry, os.stat(entry).st_mtime_ns))
+        if self._shelf is None or self._shelf[0] != state:
+            self._shelf = (state, Shelf())
+        return self._shelf[1]
 
     def _agreed(self, decided: Plan, *, yes: bool) -> bool:
         """Show the plan, and ask once for each. Without an answer nothing is installed."""
@@ -218,5 +230,6 @@ def _refuse_failures(answer: CodeView, cluster: ClusterClient) -> None:
 
 
 def _what(found: Found) -> str:
+    count = len(found.files)
     names = ", ".join(list(found.modules)[:5]) + (", …" if len(found.modules) > 5 else "")
-    return f"{names or 'no modules of yours'} ({len(found.files)} files, {size_words(found.size)})"
+    return f"{names or 'no modules of yours'} ({count} file{'' if count == 1 else 's'}, {size_words(found.size)})"

@@ -7,6 +7,7 @@ What lies under the project's folder is the user's own, what is installed is a p
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import os
@@ -286,6 +287,7 @@ def is_of_python(name: str, places: list[Path]) -> bool:
     return name in sys.stdlib_module_names or name == "__main__" or not places
 
 
+@functools.cache
 def _installed_places(project: Path) -> list[Path]:
     """Where Python and packages lie, as far as that is not the project itself or above it."""
     places = {Path(path).resolve() for path in sysconfig.get_paths().values()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class Installed(NamedTuple):
     version: str
     size: int
     needs: tuple[Requirement, ...]
-    is_editable: bool
+    is_editable: bool = False
 
 
 class Plan(NamedTuple):
@@ -39,6 +39,7 @@ class Plan(NamedTuple):
     install: tuple[PackagePin, ...]
     reasons: dict[str, str]
     remarks: tuple[str, ...]
+    replaces: bool
 
     @property
     def size(self) -> int:
@@ -53,16 +54,6 @@ class Plan(NamedTuple):
             "index, else from here"
         )
         return Table(title=title, headers=("package", "version", "size", "why"), rows=rows, right=frozenset({2}))
-
-
-def distributions_of(modules: Iterable[str]) -> set[str]:
-    """The distributions that top-level modules come from, as they are installed here."""
-    wanted = set(modules)
-    if not wanted:
-        return set()
-    known = metadata.packages_distributions()
-    found: set[str] = {canonicalize_name(name) for module in wanted for name in known.get(module, ())}
-    return found - {OURSELVES}
 
 
 def installed(name: str) -> Installed | None:
@@ -83,9 +74,24 @@ def installed(name: str) -> Installed | None:
 class Shelf:
     """The distributions that matter, each looked at once."""
 
-    def __init__(self, look: Callable[[str], Installed | None] = installed) -> None:
+    def __init__(
+        self,
+        look: Callable[[str], Installed | None] = installed,
+        modules: Callable[[], Mapping[str, Sequence[str]]] = metadata.packages_distributions,
+    ) -> None:
         self._look = look
+        self._modules = modules
+        self._of_modules: Mapping[str, Sequence[str]] | None = None
         self._known: dict[str, Installed | None] = {}
+
+    def of_modules(self, modules: Iterable[str]) -> set[str]:
+        """The distributions that top-level modules come from, as they are installed here."""
+        wanted = set(modules)
+        if wanted and self._of_modules is None:
+            self._of_modules = self._modules()
+        known = self._of_modules or {}
+        found: set[str] = {canonicalize_name(name) for module in wanted for name in known.get(module, ())}
+        return found - {OURSELVES}
 
     def get(self, name: str) -> Installed | None:
         """A distribution, or None where it is not installed here."""
@@ -117,7 +123,9 @@ def plan(direct: Iterable[str], shelf: Shelf, found: PackagesFound) -> Plan:
         there.setdefault(one.lease_id, {})[one.name] = one
     for system in found.systems:
         _plan_node(sorted(direct), shelf, system, there.get(system.lease_id, {}), (install, reasons, remarks))
-    return Plan(tuple(install[name] for name in sorted(install)), reasons, tuple(remarks.values()))
+    replaces = any(one.name in install and one.version for one in found.there)
+    pins = tuple(install[name] for name in sorted(install))
+    return Plan(pins, reasons, tuple(remarks.values()), replaces)
 
 
 def _plan_node(

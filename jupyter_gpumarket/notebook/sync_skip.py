@@ -11,12 +11,15 @@ import pathspec
 
 IGNORE_FILES = (".gitignore", ".gpumarketignore")
 MAX_FILE_BYTES = 2 * 1024 * 1024
-# By name, whatever an ignore file says. Names are compared in small letters.
+# By name, whatever an ignore file says. Names are compared in small letters; of code only what can hardly be else.
 SECRETS = (
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*.gpg", "*.asc", "*.env", "env"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*_rsa", "*_ed25519", "netrc", "_netrc", "htpasswd"),
-    *("secret.*", "secrets.*", "*_secret.*", "*_secrets.*", "*credential*", "kaggle.json", "service-account*.json"),
-    *("service_account*.json", "*.token", "token.*", "tokens.*", "password*", "passwords.*"),
+    *("secret.*", "secrets.*", "*_secret.*", "*_secrets.*", "credential.*", "credentials.*", "*_credentials.*"),
+)
+SECRET_TEXTS = (
+    *("*secret*", "*credential*", "*password*", "*passwd*", "*token*", "kaggle.json", "service-account*.json"),
+    *("service_account*.json", "htpasswd*", "*apikey*", "*api_key*", "pip.conf", "config.ini"),
 )
 FOLDERS = ("__pycache__", "node_modules", "site-packages", "dist-packages", "*.egg-info", "*.dist-info", "cvs")
 KINDS = {
@@ -37,7 +40,8 @@ def why_not_by_name(path: str) -> str:
         return "hidden files stay here"
     if any(fnmatch(folder, pattern) for folder in folders for pattern in FOLDERS):
         return "no code of yours"
-    if any(fnmatch(name, pattern) for pattern in SECRETS):
+    patterns = SECRETS if name.endswith((".py", ".pyi")) else SECRETS + SECRET_TEXTS
+    if any(fnmatch(name, pattern) for pattern in patterns):
         return "it may hold a secret"
     return next((why for pattern, why in KINDS.items() if fnmatch(name, pattern)), "")
 

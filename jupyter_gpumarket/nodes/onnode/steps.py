@@ -392,6 +392,7 @@ def packages(order: dict[str, Any]) -> dict[str, Any]:
             take_archive(os.path.join(folder, "packages.zip"), order["sha256"], fresh)
         else:
             install_into(fresh, order, folder)
+        check_whole(fresh, order["pins"])
         overlay(os.path.join(root, "current"), fresh, whole)
         turn(root, whole)
     except (OSError, ValueError) as error:
@@ -434,16 +435,26 @@ def files_of(folder: str) -> list[str]:
     return found
 
 
+def distribution(info: str) -> str:
+    """The name of the distribution that a `.dist-info` folder, or a pin, is of, in one spelling."""
+    return info.lower().replace("_", "-").replace(".", "-")
+
+
+def check_whole(fresh: str, pins: list[str]) -> None:
+    """What does not say of itself that it is there does not count."""
+    there = {distribution(name.partition("-")[0]) for name in os.listdir(fresh) if name.endswith(".dist-info")}
+    lacking = [pin for pin in pins if distribution(pin.partition("==")[0]) not in there]
+    if lacking:
+        raise Trouble("after it was installed, this was not there: " + ", ".join(lacking))
+
+
 def overlay(current: str, fresh: str, whole: str) -> None:
     """What was there, without the packages that came anew, and what came: links, for both are on the same disk."""
 
-    def distribution(info: str) -> str:
-        return info.partition("-")[0].lower().replace("_", "-").replace(".", "-")
-
-    anew = {distribution(name) for name in os.listdir(fresh) if name.endswith(".dist-info")}
+    anew = {distribution(name.partition("-")[0]) for name in os.listdir(fresh) if name.endswith(".dist-info")}
     replaced = set()
     for name in os.listdir(current) if os.path.isdir(current) else ():
-        if name.endswith(".dist-info") and distribution(name) in anew:
+        if name.endswith(".dist-info") and distribution(name.partition("-")[0]) in anew:
             with open(os.path.join(current, name, "RECORD"), encoding="utf-8") as record:
                 replaced |= {line.split(",")[0].strip('"') for line in record} | {os.path.join(name, "RECORD")}
     for source in (current, fresh):
