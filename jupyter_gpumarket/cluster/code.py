@@ -25,7 +25,7 @@ from jupyter_gpumarket.config import private_folder, write_private
 from jupyter_gpumarket.errors import BadRequest, GpuMarketError, NodeError, Unreachable
 from jupyter_gpumarket.models import CodeFile, Record
 from jupyter_gpumarket.wire.messages import AgentReady
-from jupyter_gpumarket.wire.syncing import EMPTY, CodeTaken, TakeCode, check_files, decoded, tree_of
+from jupyter_gpumarket.wire.syncing import EMPTY, SHA256, CodeTaken, TakeCode, check_files, decoded, tree_of
 
 logger = logging.getLogger(__name__)
 
@@ -197,14 +197,14 @@ class NodeCode:
     def hear(self, report: AgentReady | CodeTaken) -> None:
         """What the agent says of it. A new contact begins anew with what the agent has then."""
         if isinstance(report, AgentReady):
-            self._there = report.code
+            self._there = _hash_in(report.code)
             self._error = ""
             if self._taking is not None and not self._taking.done():
                 self._taking.set_exception(Unreachable("the agent was met anew"))
                 self._taking.exception()
             self._wake.set()
             return
-        self._there = report.tree
+        self._there = _hash_in(report.tree)
         self._note = report.note
         if self._taking is not None and not self._taking.done():
             self._taking.set_result(report)
@@ -270,6 +270,11 @@ class NodeCode:
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+
+def _hash_in(text: str) -> str:
+    """A node's word for what it has, if it looks like one: it names a file of ours."""
+    return text if SHA256.fullmatch(text) else ""
 
 
 def view_of(code: Code, nodes: list[CodeNode]) -> CodeView:

@@ -8,6 +8,7 @@ never pulled in by something small. The folder is replaced as a whole when all o
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 from jupyter_gpumarket.api import NodeSystem, PackagePin, PackageThere
@@ -20,6 +21,7 @@ from jupyter_gpumarket.nodes.plan import Installed, node_path
 
 LOOK_TIMEOUT_S = 60
 INSTALL_TIMEOUT_S = 600
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.+!_-]{0,60}")
 
 
 class VersionsAnswer(Answer, frozen=True, kw_only=True):
@@ -51,7 +53,7 @@ async def look(
     system = NodeSystem(lease_id=lease_id, system=there.system[:40], machine=there.machine[:40])
     found = []
     for pin in wanted:
-        version = there.packages.get(pin.name, "")[:100]
+        version = version_in(there.packages.get(pin.name, ""))
         verdict = versions.verdict_on(pin.name, pin.version, version, size=pin.size)
         found.append(PackageThere(lease_id=lease_id, name=pin.name, version=version, verdict=verdict))
     return tuple(found), system
@@ -71,7 +73,7 @@ async def bring(
     lacking = {
         pin.name: pin.version
         for pin in wanted
-        if versions.verdict_on(pin.name, pin.version, there.packages.get(pin.name, ""), size=pin.size)
+        if versions.verdict_on(pin.name, pin.version, version_in(there.packages.get(pin.name, "")), size=pin.size)
         in ("missing", "differs")
     }
     if not lacking:
@@ -94,6 +96,11 @@ async def bring(
             await _send(link, {**what, "sha256": hashlib.sha256(archive).hexdigest()})
         except CommandFailed as from_here:
             raise NodeError(failure(link.name, lacking, on_node=str(error), from_here=str(from_here))) from None
+
+
+def version_in(text: str) -> str:
+    """A version that a node told, if it looks like one."""
+    return text if _VERSION.fullmatch(text) else ""
 
 
 def failure(node: str, lacking: dict[str, str], *, on_node: str, from_here: str) -> str:

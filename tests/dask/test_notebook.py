@@ -95,6 +95,21 @@ def test_client_is_there_in_the_notebooks_cells(kernel: RealKernel, broker: Clie
     assert sum(lease.request.budget_nusd for lease in view.leases) <= view.wish.budget_nusd
 
 
+def test_tasks_find_the_users_own_modules(kernel: RealKernel) -> None:
+    """A function of a synced module runs on all workers, and its new version after an edit, scheduler included."""
+    write = "import pathlib\npathlib.Path('crew_tools.py').write_text({!r})"
+    cell = (
+        "%%gpu --sync\nimport crew_tools\n"
+        "print(sum(client.gather(client.map(crew_tools.f, range(20), pure=False, workers=None))))"
+    )
+    kernel.must_run(write.format("def f(x):\n    return x + 1"))
+    assert kernel.must_run(cell).stdout.splitlines()[-1] == "210"
+    kernel.must_run(write.format("import operator\ndef f(x):\n    return g(x)\ndef g(x):\n    return operator.neg(x)"))
+    assert kernel.must_run(f"{cell}\nprint(client.submit(crew_tools.g, 4).result())").stdout.splitlines()[-2:] == [
+        *("-190", "-4")
+    ]
+
+
 def test_a_client_of_the_notebook_is_refused_by_strangers_nodes(kernel: RealKernel) -> None:
     """`Client(cluster)` in the notebook says why it is refused, and how it would go."""
     done = kernel.run(
@@ -111,6 +126,9 @@ def test_it_scales_and_tells_why(kernel: RealKernel, broker: Client) -> None:
     """`scale` rents a node that joins by itself, and gives one back again; the reasons can be read."""
     kernel.must_run("cluster.scale(3)\ncluster.wait_for_workers(3, timeout=60)")
     assert len(broker.cluster_view("crew").leases) == 3
+    # The node that joined got the modules before its worker was started.
+    known = "print(len(client.run(lambda: __import__('crew_tools').f(1))))"
+    assert kernel.must_run(f"%%gpu\n{known}").stdout == "3\n"
     kernel.must_run("cluster.scale(2)")
     until(lambda: len(broker.cluster_view("crew").leases) == 2, "one is given back")
     why = kernel.must_run("%gpu cluster why")

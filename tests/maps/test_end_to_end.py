@@ -152,6 +152,16 @@ def test_a_map_from_a_cell_brings_each_result_in_its_place(kernel: RealKernel) -
     assert more.stdout.startswith("None 1.0 2 {7: 'ZeroDivisionError: division by zero'} at 5")
 
 
+def test_a_body_finds_the_users_own_modules(kernel: RealKernel) -> None:
+    """`--map --sync` has a module beside the notebook on all nodes before their workers begin."""
+    kernel.must_run("import pathlib\npathlib.Path('map_tools.py').write_text('def f(x): return -x')\nitems = [1, 2, 3]")
+    cell = "%%gpu --map item=items -o results {}\nimport map_tools\nmap_tools.f(item)"
+    failed = kernel.run(cell.format(""))
+    assert "`%%gpu --sync` brings your own modules" in "\n".join(failed.reply["traceback"])
+    kernel.must_run(cell.format("--sync"))
+    assert kernel.must_run("print(results)").stdout == "[-1, -2, -3]\n"
+
+
 def test_a_map_goes_on_over_a_restart_of_the_kernel_and_can_be_stopped_and_resumed(
     lab: RunningPool, kernel: RealKernel, tmp_path: Path
 ) -> None:

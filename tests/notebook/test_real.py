@@ -80,6 +80,76 @@ def kernel(shared_kernel: RealKernel) -> RealKernel:
     return shared_kernel
 
 
+WRITE = (
+    "import pathlib\npathlib.Path({path!r}).parent.mkdir(exist_ok=True)\npathlib.Path({path!r}).write_text({text!r})"
+)
+
+
+def test_own_modules_are_on_the_node_and_kept_up_to_date(kernel: RealKernel) -> None:
+    """A helper beside the notebook is missing without `--sync`, there with it, new after an edit, gone when deleted."""
+    for path, text in {
+        "beside.py": "import beside_too\ndef f():\n    return 'first'",
+        "beside_too.py": "",
+        "beside_pkg/__init__.py": "from beside_pkg.part import g",
+        "beside_pkg/part.py": "def g():\n    return 'part'",
+        "beside_pkg/.env": "KEY=hidden",
+        "beside_pkg/deploy.pem": "key",
+    }.items():
+        kernel.must_run(WRITE.format(path=path, text=text))
+    missing = kernel.run("%%gpu\nimport beside")
+    assert "`%%gpu --sync` brings your own modules" in "\n".join(missing.reply["traceback"])
+
+    done = kernel.must_run("%%gpu --sync\nimport beside, beside_pkg\nfrom beside import f\nprint(f(), beside_pkg.g())")
+    assert done.stdout.splitlines()[-1] == "first part"
+    assert "synced beside, beside_pkg, beside_too (4 files" in done.stdout
+    assert "beside_pkg/deploy.pem (it may hold a secret)" in done.stdout
+
+    kernel.must_run(WRITE.format(path="beside.py", text="def f():\n    return 'second'"))
+    assert kernel.must_run("%%gpu --sync\nprint(f(), beside.f())").stdout.splitlines()[-1] == "second second"
+
+    kernel.must_run("pathlib.Path('beside_too.py').unlink()")
+    assert "1 removed" in kernel.must_run("%gpu sync").stdout
+    listed = kernel.must_run("%%gpu\nimport os\nprint(sorted(os.listdir(os.path.dirname(beside.__file__))))").stdout
+    assert "beside_too.py" not in listed
+    assert "beside.py" in listed
+    hidden = "import os, beside_pkg\nprint(sorted(os.listdir(beside_pkg.__path__[0])))"
+    assert kernel.must_run(f"%%gpu\n{hidden}").stdout == "['__init__.py', '__pycache__', 'part.py']\n"
+
+
+def test_a_package_that_the_node_lacks_is_installed_by_a_plan(kernel: RealKernel, tmp_path: Path) -> None:
+    """What the cell imports and only this side has is planned, then there with what it needs, all or nothing."""
+    installed_here(tmp_path, "gpumarket_testonly_tiny", "1.2.3", needs=("gpumarket-testonly-tinier",))
+    installed_here(tmp_path, "gpumarket_testonly_tinier", "0.4")
+    installed_here(tmp_path, "gpumarket_testonly_torn", "1.0", is_torn=True)
+    kernel.must_run(f"import sys\nsys.path.append({str(tmp_path)!r})")
+    cell = "import gpumarket_testonly_tiny\nprint(gpumarket_testonly_tiny.NAME)"
+    done = kernel.must_run(f"%%gpu --sync --yes\n{cell}")
+    plan = "".join(content["data"]["text/plain"] for content in done.of("display_data"))
+    assert re.search(r"gpumarket-testonly-tinier +0\.4 .* gpumarket-testonly-tiny needs it", plan)
+    assert "installed gpumarket-testonly-tinier 0.4, gpumarket-testonly-tiny 1.2.3" in done.stdout
+    assert done.stdout.splitlines()[-1] == "gpumarket_testonly_tiny"
+    assert "installed" not in kernel.must_run(f"%%gpu --sync\n{cell}").stdout
+
+    torn = kernel.run("%%gpu --sync --yes\nimport gpumarket_testonly_torn")
+    assert torn.status == "error"
+    assert "gpumarket-testonly-torn 1.0 could not be brought" in torn.reply["evalue"]
+    assert kernel.must_run(f"%%gpu\n{cell}").stdout == "gpumarket_testonly_tiny\n", (
+        "what was there before is there still"
+    )
+
+
+def installed_here(site: Path, name: str, version: str, *, needs: tuple[str, ...] = (), is_torn: bool = False) -> None:
+    """A package as an installer leaves it in a folder of packages; a torn one has lost its files."""
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir()
+    lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+    (info / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(lines) + "\n")
+    recorded = [] if is_torn else [f"{name}.py", f"{info.name}/METADATA", f"{info.name}/RECORD"]
+    (info / "RECORD").write_text("".join(f"{path},,\n" for path in recorded))
+    (info / "top_level.txt").write_text(name)
+    (site / f"{name}.py").write_text(f"NAME = {name!r}\n" + "".join(f"import {n.replace('-', '_')}\n" for n in needs))
+
+
 def test_output_comes_as_the_same_kinds_of_messages_as_local(kernel: RealKernel) -> None:
     """stdout, stderr and the value are streams and an execute_result; variables stay on the node."""
     done = kernel.must_run("%%gpu\nimport sys\nprint('out'); print('err', file=sys.stderr)\nx = 6 * 7\nx")

@@ -84,10 +84,10 @@ def test_secrets_and_what_is_no_code_stay_here(project: Path) -> None:
     ("path", "goes"),
     [
         *[(path, True) for path in ("a.py", "pkg/tokens.py", "pkg/data.csv", "pkg/environment.py", "pkg/key.py")],
-        *[(path) for path in (".env", "pkg/.env.local", "prod.env", "pkg/.git/config", "a/.venv/b.py")],
-        *[(path) for path in ("id_rsa", "ID_ED25519.pub", "x.key", "pkg/secrets.py", "secrets.toml")],
-        *[(path) for path in ("aws_credentials", "pkg/api_token.txt", "kaggle.json", "service-account-1.json")],
-        *[(path) for path in ("a.ipynb", "pkg/__pycache__/a.pyc", "x.egg-info/PKG-INFO", "node_modules/a.py")],
+        *[(path, False) for path in (".env", "pkg/.env.local", "prod.env", "pkg/.git/config", "a/.venv/b.py")],
+        *[(path, False) for path in ("id_rsa", "ID_ED25519.pub", "x.key", "pkg/secrets.py", "secrets.toml")],
+        *[(path, False) for path in ("aws_credentials", "pkg/api_token.txt", "kaggle.json", "service-account-1.json")],
+        *[(path, False) for path in ("a.ipynb", "pkg/__pycache__/a.pyc", "x.egg-info/PKG-INFO", "node_modules/a.py")],
     ],
 )
 def test_names_decide_what_may_travel(path: str, goes: bool) -> None:
