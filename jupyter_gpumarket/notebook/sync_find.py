@@ -20,7 +20,13 @@ from typing import NamedTuple
 
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import CodeFile
-from jupyter_gpumarket.notebook.sync_skip import Ignored, is_environment, why_not_by_content, why_not_by_name
+from jupyter_gpumarket.notebook.sync_skip import (
+    Ignored,
+    is_environment,
+    why_not_by_content,
+    why_not_by_name,
+    why_not_by_size,
+)
 
 MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", ".gpumarketignore")
 OURSELVES = "jupyter_gpumarket"
@@ -204,13 +210,13 @@ class _Search:
                 own = self._kept(place.parent, path)
                 if own is None:
                     continue
+                if len(self._files) >= MAX_FILES:
+                    raise BadRequest(f"--sync: {place} has too many files; leave some out (.gpumarketignore)")
                 former = self._files.setdefault(own.file.path, own)
                 if former.path != own.path:
                     self._remarks.append(f"{own.file.path} is there twice: {former.path} is taken, {own.path} is not")
                 elif path.suffix == ".py":
                     imported |= imports_of(own.content)
-        if len(self._files) > MAX_FILES:
-            raise BadRequest(f"--sync: {places[0]} has more than {MAX_FILES} files; leave some out (.gpumarketignore)")
         return imported
 
     def _kept(self, root: Path, path: Path) -> Own | None:
@@ -220,8 +226,9 @@ class _Search:
         content = b""
         if not why:
             try:
-                content = path.read_bytes()
-                why = why_not_by_content(content)
+                why = why_not_by_size(path.stat().st_size)
+                content = b"" if why else path.read_bytes()
+                why = why or why_not_by_content(content)
             except OSError as error:
                 why = f"it cannot be read: {error.strerror}"
         if why:

@@ -46,10 +46,13 @@ def why_not_by_name(path: str) -> str:
     return next((why for pattern, why in KINDS.items() if fnmatch(name, pattern)), "")
 
 
+def why_not_by_size(size: int) -> str:
+    """Why a file does not travel, by how large it is."""
+    return f"larger than {MAX_FILE_BYTES // 1024**2} MB: bring data with gm.put" if size > MAX_FILE_BYTES else ""
+
+
 def why_not_by_content(content: bytes) -> str:
     """Why a file does not travel, by what is in it."""
-    if len(content) > MAX_FILE_BYTES:
-        return f"larger than {MAX_FILE_BYTES // 1024**2} MB: bring data with gm.put"
     return "it holds a private key" if _PRIVATE_KEY.search(content) else ""
 
 

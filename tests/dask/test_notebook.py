@@ -67,7 +67,8 @@ def kernel(lab: RunningPool, broker: Client, tmp_path_factory: pytest.TempPathFa
     kernel = RealKernel(environment, tmp_path_factory.mktemp("kernel")).start()
     try:
         kernel.must_run("%load_ext jupyter_gpumarket")
-        kernel.must_run("%gpu cluster 2 --gpu none --budget 6 --name crew --threads 1 --yes")
+        kernel.must_run("import pathlib\npathlib.Path('crew_tools.py').write_text('def f(x):\\n    return x + 1')")
+        kernel.must_run("%gpu cluster 2 --gpu none --budget 6 --name crew --threads 1 --yes --sync crew_tools.py")
         yield kernel
     finally:
         kernel.stop()
@@ -97,17 +98,12 @@ def test_client_is_there_in_the_notebooks_cells(kernel: RealKernel, broker: Clie
 
 def test_tasks_find_the_users_own_modules(kernel: RealKernel) -> None:
     """A function of a synced module runs on all workers, and its new version after an edit, scheduler included."""
-    write = "import pathlib\npathlib.Path('crew_tools.py').write_text({!r})"
-    cell = (
-        "%%gpu --sync\nimport crew_tools\n"
-        "print(sum(client.gather(client.map(crew_tools.f, range(20), pure=False, workers=None))))"
-    )
-    kernel.must_run(write.format("def f(x):\n    return x + 1"))
-    assert kernel.must_run(cell).stdout.splitlines()[-1] == "210"
-    kernel.must_run(write.format("import operator\ndef f(x):\n    return g(x)\ndef g(x):\n    return operator.neg(x)"))
-    assert kernel.must_run(f"{cell}\nprint(client.submit(crew_tools.g, 4).result())").stdout.splitlines()[-2:] == [
-        *("-190", "-4")
-    ]
+    cell = "%%gpu {}\nimport crew_tools\nprint(sum(client.gather(client.map(crew_tools.f, range(20), pure=False))))"
+    assert kernel.must_run(cell.format("")).stdout == "210\n"
+    newer = "import operator\ndef f(x):\n    return g(x)\ndef g(x):\n    return operator.neg(x)"
+    kernel.must_run(f"pathlib.Path('crew_tools.py').write_text({newer!r})")
+    done = kernel.must_run(f"{cell.format('--sync')}\nprint(client.submit(crew_tools.g, 4).result())")
+    assert done.stdout.splitlines()[-2:] == ["-190", "-4"]
 
 
 def test_a_client_of_the_notebook_is_refused_by_strangers_nodes(kernel: RealKernel) -> None:
@@ -183,12 +179,16 @@ def test_trusted_nodes_let_a_client_of_the_notebook_in(kernel: RealKernel, broke
     """With `trust=True`, `Client(cluster)` works in the notebook, said once; found again by name, and awaited, too."""
     done = kernel.must_run(
         "import jupyter_gpumarket as gm\nfrom distributed import Client\n"
-        "own = gm.cluster(1, gpu='none', budget='1', hours=0.5, trust=True, nthreads=1, name='own')\n"
-        "with Client(own) as notebook_client:\n    print(notebook_client.submit(sum, [20, 22]).result())\n"
+        "own = gm.cluster(\n"
+        "    1, gpu='none', budget='1', hours=0.5, trust=True, nthreads=1, name='own', sync='crew_tools'\n"
+        ")\n"
+        "import crew_tools\nwith Client(own) as notebook_client:\n"
+        "    print(notebook_client.submit(sum, [20, 22]).result())\n"
+        "    print(notebook_client.submit(crew_tools.f, 5).result() == crew_tools.f(5))\n"
         "print(own.scheduler_address.startswith('tls://127.0.0.1:'), own.dashboard_link, 'cost' in repr(own))"
     )
     assert "own is trusted: its scheduler may run code in this notebook" in done.stdout
-    assert "\n42\n" in f"\n{done.stdout}"
+    assert "\n42\nTrue\n" in f"\n{done.stdout}"
     assert re.search(r"True http://127\.0\.0\.1:\d+/status True", done.stdout), done.stdout
     again = kernel.must_run(
         "async with gm.GPUCluster(name='own', asynchronous=True) as found:\n"
