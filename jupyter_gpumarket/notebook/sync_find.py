@@ -242,7 +242,7 @@ class _Search:
         if path.suffix == ".so" and sys.platform != "linux":
             return "built for this machine"
         if not path.is_file():
-            return "no plain file"
+            return "a link to a folder" if path.is_symlink() else "no plain file"
         if path.is_symlink() and not path.resolve().is_relative_to(top):
             return "a link that leads out of the project"
         by = self._ignored.setdefault(top, Ignored(top)).by(path)
@@ -302,12 +302,13 @@ def _installed_places(project: Path) -> list[Path]:
 
 
 def _files_at(place: Path) -> Iterator[Path]:
-    """A module's file, or all files of a package but those of folders that never travel."""
+    """A module's file, or all files of a package but those of folders that never travel; links to folders as such."""
     if place.is_file():
         yield place
         return
     for folder, folders, names in os.walk(place):
         here = Path(folder)
+        yield from (here / name for name in sorted(folders) if (here / name).is_symlink())
         folders[:] = sorted(
             name
             for name in folders

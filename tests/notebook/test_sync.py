@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
-from jupyter_gpumarket.api import NodeSystem, PackagesFound, PackageThere
+from jupyter_gpumarket.api import (
+    CodeNode,
+    CodeView,
+    NodeSystem,
+    PackageLook,
+    PackagesFound,
+    PackageThere,
+    PackageWish,
+)
+from jupyter_gpumarket.config import Settings
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.nodes import versions
+from jupyter_gpumarket.notebook.options import Parser, SyncOptions, add_cell_arguments, cell_options
+from jupyter_gpumarket.notebook.stage import Table
+from jupyter_gpumarket.notebook.sync import Syncer
 from jupyter_gpumarket.notebook.sync_find import Found, and_of_before, find, imports_of, project_of
 from jupyter_gpumarket.notebook.sync_hint import hint
 from jupyter_gpumarket.notebook.sync_packages import Installed, Shelf, plan
@@ -144,9 +157,11 @@ def test_a_link_out_of_the_project_is_not_followed(project: Path, tmp_path_facto
     outside = tmp_path_factory.mktemp("elsewhere") / "diary.txt"
     outside.write_text("mine")
     (project / "own_pkg" / "notes.txt").symlink_to(outside)
+    (project / "own_pkg" / "more").symlink_to(outside.parent)
     found = found_in(project, "import own_pkg")
     assert "own_pkg/notes.txt" not in found.files
     assert "leads out" in found.left_out["own_pkg/notes.txt"]
+    assert found.left_out["own_pkg/more"] == "a link to a folder"
 
 
 def test_what_was_synced_before_goes_on_as_it_is_now(project: Path) -> None:
@@ -234,6 +249,76 @@ def test_the_plan_tells_why_and_what_is_kept() -> None:
     assert reasons["dates"] == "frames needs it"
     assert "torch 2.1.0 of the node's image is kept; here it is 2.5.0" in planned({"torch"}, {"torch": "2.1.0"})[2]
     assert "editable" in planned({"mine"}, {})[2]
+
+
+class Desk:
+    """A cluster process and a screen, as far as packages need them."""
+
+    def __init__(self, answer: bool | None) -> None:
+        self.answer = answer
+        self.shown: list[str] = []
+        self.ordered: list[PackageWish] = []
+        self.asked = 0
+
+    def code(self) -> CodeView:
+        return CodeView(nodes=(CodeNode(lease_id="n", state="there"),))
+
+    def look_for_packages(self, look: PackageLook) -> PackagesFound:
+        there = tuple(PackageThere(lease_id="n", name=pin.name, version="", verdict="missing") for pin in look.packages)
+        return PackagesFound(there=there, systems=(NodeSystem(lease_id="n", system="Linux", machine="x86_64"),))
+
+    def put_packages(self, wish: PackageWish) -> CodeView:
+        self.ordered.append(wish)
+        return CodeView()
+
+    def say(self, text: str) -> None:
+        self.shown.append(text)
+
+    def table(self, table: Table) -> None:
+        self.shown.append(table.text())
+
+    def ask(self, _question: str) -> bool | None:
+        self.asked += 1
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "yes", "installs"), [(True, False, 1), (False, False, 0), (None, False, 0), (None, True, 1)]
+)
+def test_nothing_is_installed_that_was_not_agreed_to(
+    project: Path, answer: bool | None, yes: bool, installs: int
+) -> None:
+    """The plan is shown, a no or nobody to ask installs nothing and is not asked again, `--yes` agrees."""
+    assert project.exists()
+    desk: Any = Desk(answer)
+    syncer = Syncer(lambda _lease_id: desk, desk)
+    lease: Any = SimpleNamespace(lease_id="n", cluster_id="", offer=None)
+    for _ in range(2):
+        syncer.bring(syncer.prepare(SyncOptions(yes=yes), "import msgspec"), [lease])
+    assert len(desk.ordered) == installs
+    assert desk.asked <= 1
+    assert "your code imports it" in desk.shown[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "setting", "wanted"),
+    [
+        ("", False, None),
+        ("", True, SyncOptions()),
+        ("--no-sync", True, None),
+        ("--sync", False, SyncOptions()),
+        (
+            "--sync a.py,src/b --no-packages --yes",
+            False,
+            SyncOptions(paths=("a.py", "src/b"), packages=False, yes=True),
+        ),
+    ],
+)
+def test_the_line_and_the_setting_say_what_is_synced(line: str, setting: bool, wanted: SyncOptions | None) -> None:
+    """The line wins over the setting."""
+    parser = Parser(prog="%%gpu")
+    add_cell_arguments(parser)
+    assert cell_options(parser.parse_args(line.split()), Settings(sync=setting)).sync == wanted
 
 
 @pytest.mark.parametrize(
