@@ -29,7 +29,8 @@ from jupyter_gpumarket.agent.folder import NodeFolder, safe_name, write_atomical
 from jupyter_gpumarket.agent.maps import MapJobs
 from jupyter_gpumarket.agent.network import loopback_id
 from jupyter_gpumarket.agent.outbox import Outbox
-from jupyter_gpumarket.agent.runs import Run, RunStore
+from jupyter_gpumarket.agent.runs import Run, RunStore, run_list
+from jupyter_gpumarket.agent.senders import Senders
 from jupyter_gpumarket.agent.session import OBEY_S, Session
 from jupyter_gpumarket.agent.use import UseMeter, start_nvml
 from jupyter_gpumarket.clock import Clock, SystemClock
@@ -37,7 +38,6 @@ from jupyter_gpumarket.errors import BadRequest, PeerRestarted, WireError
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as m
 from jupyter_gpumarket.wire.bulk import TakeBlob
-from jupyter_gpumarket.wire.frames import MAX_PAYLOAD_BYTES
 from jupyter_gpumarket.wire.mapping import MapOrder
 from jupyter_gpumarket.wire.peer import Peer
 from jupyter_gpumarket.wire.streams import Streams
@@ -48,7 +48,6 @@ HEARTBEAT_EVERY_S = 1.0
 # Between SIGTERM and the end: less than the watchdog waits, and than containers are given.
 FAREWELL_S = 2.5
 SAID_S = 0.2
-TAIL_BYTES = 256 * 1024
 
 AnyOrder = m.Order | MapOrder | TakeBlob | TakeCode
 
@@ -99,7 +98,7 @@ class Agent:
         )
         (folder.dask / FILE).unlink(missing_ok=True)  # of a scheduler that ended with a former agent
         self._maps = MapJobs(folder, self._environment, self._peer.send, self._mark_busy)
-        self._senders: dict[tuple[str, ...], asyncio.Task[None]] = {}
+        self._senders = Senders(self._runs, self._peer.send, self._outbox.put, self._start)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._over = asyncio.Event()
         self._is_marked_busy: bool | None = None
@@ -213,8 +212,7 @@ class Agent:
 
     def _forget_peer(self) -> None:
         """The user's side is a new process: it will ask anew for what it wants."""
-        for task in self._senders.values():
-            task.cancel()
+        self._senders.cancel()
         self._streams.close()
         self._streams = Streams(self._peer.send)
         self._maps.forget_peer()
@@ -253,7 +251,7 @@ class Agent:
             note = "" if taken.error else await asyncio.to_thread(self._code.noticed)
             self._outbox.put(("code",), msgspec.structs.replace(taken, note=note))
 
-        self._send_with(("code",), tell())
+        self._senders.begin(("code",), tell())
 
     async def _obey(self, order: AnyOrder) -> None:
         if isinstance(order, MapOrder | TakeBlob | TakeCode):
@@ -263,14 +261,14 @@ class Agent:
             case m.Execute():
                 self._execute(order)
             case m.Tail():
-                self._tail(order)
+                self._senders.tail(order)
             case m.Saved():
                 self._saved(order)
             case m.PutBlob():
                 if (answer := self._blobs.put(order)) is not None:
                     self._outbox.put(("blob", order.sha256), answer)
             case m.GetOutput():
-                self._get_output(order)
+                self._senders.output(order)
             case m.ListRuns():
                 self._outbox.put(("runs",), run_list([run.report() for run in self._runs.all()]))
             case m.OpenStream() | m.StreamData() | m.StreamCredit() | m.CloseStream():
@@ -374,54 +372,6 @@ class Agent:
         if order.ended:
             self._runs.forget(order.run_id)
 
-    def _tail(self, order: m.Tail) -> None:
-        run = self._runs.get(order.run_id)
-        if run is None:
-            raise BadRequest("no such run on this node")
-        self._send_with(("tail", order.run_id), self._send_tail(run, order.after))
-
-    def _send_with(self, key: tuple[str, ...], work: Coroutine[Any, Any, None]) -> None:
-        """Start a sender, in place of an earlier one of the same thing."""
-        if (former := self._senders.pop(key, None)) is not None:
-            former.cancel()
-        task = self._senders[key] = self._start(work)
-        task.add_done_callback(lambda done: self._senders.pop(key, None) if self._senders.get(key) is done else None)
-
-    async def _send_tail(self, run: Run, after: int) -> None:
-        reader = run.log.reader(after)
-        while True:
-            run.grew.clear()
-            while found := reader.read(TAIL_BYTES):
-                for message in found:
-                    await self._peer.send(message)
-            if run.has_ended and reader.after >= run.log.last:
-                self._outbox.put(("run", run.run_id), run.report())
-                return
-            await run.grew.wait()
-
-    def _get_output(self, order: m.GetOutput) -> None:
-        run = self._runs.get(order.run_id)
-        outputs = () if run is None else run.state.outputs
-        if run is None or not any(output.name == order.name and not output.error for output in outputs):
-            raise BadRequest(f"the run has no output {order.name!r}")
-        path = run.output_file(order.name)
-        self._send_with(("output", order.run_id, order.name), self._send_output(order, path))
-
-    async def _send_output(self, order: m.GetOutput, path: Path) -> None:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            offset = min(max(order.offset, 0), size)
-            file.seek(offset)
-            while True:
-                data = file.read(m.MAX_CHUNK_BYTES)
-                last = offset + len(data) >= size
-                await self._peer.send(
-                    m.OutputChunk(run_id=order.run_id, name=order.name, offset=offset, data=data, last=last)
-                )
-                offset += len(data)
-                if last:
-                    return
-
     # ── the node ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _set_deadline(self, order: m.SetDeadline) -> None:
@@ -450,17 +400,6 @@ class Agent:
                 with contextlib.suppress(OSError):
                     self._folder.heartbeat.touch(mode=0o600)
             await asyncio.sleep(HEARTBEAT_EVERY_S)
-
-
-def run_list(reports: list[m.RunStateReport]) -> m.RunList:
-    """The answer to ListRuns, small enough for a frame: of very many runs the tracebacks are left to their output."""
-    while sum(len(msgspec.msgpack.encode(report)) for report in reports) > MAX_PAYLOAD_BYTES // 2:
-        if not any(report.traceback for report in reports):
-            reports = reports[len(reports) // 2 :]
-        reports = [
-            msgspec.structs.replace(report, traceback=(), error_value=report.error_value[:200]) for report in reports
-        ]
-    return m.RunList(runs=tuple(reports))
 
 
 class _Abruptly:

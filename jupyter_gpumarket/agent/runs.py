@@ -15,7 +15,8 @@ from jupyter_gpumarket.agent.folder import NodeFolder, write_atomically
 from jupyter_gpumarket.agent.runlog import RunLog
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.models import ENDED_RUNS, RunStatus
-from jupyter_gpumarket.wire.messages import Execute, OutputReport, RunStateReport
+from jupyter_gpumarket.wire.frames import MAX_PAYLOAD_BYTES
+from jupyter_gpumarket.wire.messages import Execute, OutputReport, RunList, RunStateReport
 
 MAX_KEPT_BYTES = 1024 * 1024 * 1024
 
@@ -199,3 +200,14 @@ class RunStore:
             run = Run(path.parent, state, self._clock, lambda _: None)
             run.end(lost)
             self._runs[run.run_id] = run
+
+
+def run_list(reports: list[RunStateReport]) -> RunList:
+    """The answer to ListRuns, small enough for a frame: of very many runs the tracebacks are left to their output."""
+    while sum(len(msgspec.msgpack.encode(report)) for report in reports) > MAX_PAYLOAD_BYTES // 2:
+        if not any(report.traceback for report in reports):
+            reports = reports[len(reports) // 2 :]
+        reports = [
+            msgspec.structs.replace(report, traceback=(), error_value=report.error_value[:200]) for report in reports
+        ]
+    return RunList(runs=tuple(reports))

@@ -34,8 +34,8 @@ from jupyter_gpumarket.api import (
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.bulk import Bulk
-from jupyter_gpumarket.cluster.farewell import save_outputs
 from jupyter_gpumarket.cluster.code import Code, NodeCode
+from jupyter_gpumarket.cluster.farewell import save_outputs
 from jupyter_gpumarket.cluster.progress import Facts
 from jupyter_gpumarket.cluster.reach import Link, Reach
 from jupyter_gpumarket.cluster.records import NodeRecord

@@ -16,7 +16,7 @@ import pytest
 
 import jupyter_gpumarket
 from jupyter_gpumarket.agent import NODE_MODULES
-from jupyter_gpumarket.agent.daemon import run_list
+from jupyter_gpumarket.agent.runs import run_list
 from jupyter_gpumarket.agent.use import UseMeter
 from jupyter_gpumarket.wire.messages import (
     AgentReady,
