@@ -47,6 +47,15 @@ async def fails(stand: Standing, fault: Fault) -> None:
     assert failed.detail
 
 
+async def reclaimed(stand: Standing) -> None:
+    """Used for a while, then FAILED as when it was taken at once; a notice, where one is given, comes while it runs."""
+    stand.arm(Fault.RECLAIMED)
+    rental = await stand.world.rent(new_label())
+    await stand.world.until(rental.rental_id, RentalStatus.RUNNING)
+    failed = await stand.world.until(rental.rental_id, RentalStatus.FAILED)
+    assert failed.detail
+
+
 async def dearer(stand: Standing) -> None:
     """The contract's own price is read back."""
     stand.arm(Fault.DEARER)
@@ -101,6 +110,7 @@ TROUBLES: dict[Fault, Callable[[Standing], Awaitable[None]]] = {
     Fault.LOST_AFTER_CREATE: lambda stand: lost(stand, Fault.LOST_AFTER_CREATE, rented=True),
     Fault.ERROR_AFTER_CREATE: lambda stand: lost(stand, Fault.ERROR_AFTER_CREATE, rented=True),
     Fault.PREEMPTED: lambda stand: fails(stand, Fault.PREEMPTED),
+    Fault.RECLAIMED: reclaimed,
     Fault.DIES_BOOTING: lambda stand: fails(stand, Fault.DIES_BOOTING),
     Fault.DEARER: dearer,
     Fault.WRONG_GPU: wrong_gpu,
