@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, overload
 
 
 class Clock(Protocol):
@@ -36,6 +36,29 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+@overload
+def in_ms(moment: datetime) -> int: ...
+
+
+@overload
+def in_ms(moment: datetime | None) -> int | None: ...
+
+
+def in_ms(moment: datetime | None) -> int | None:
+    """Milliseconds UTC of a time that somebody told, to the nearest; UTC is meant where it has no zone."""
+    if moment is None:
+        return None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def text_in_ms(text: str | None) -> int | None:
+    """The same of a time as RFC 3339 and ISO 8601 write it; None for anything else."""
+    try:
+        return in_ms(datetime.fromisoformat(text or ""))
+    except ValueError:
+        return None
 
 
 def iso_utc(at_ms: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import (
     ConfigError,
@@ -435,7 +435,7 @@ class AkashMarketplace:
             block: Block = await self._http.call("GET", f"/v1/blocks/{number}", Block)
             while len(self._block_times) >= MOST_BLOCKS:
                 del self._block_times[next(iter(self._block_times))]
-            self._block_times[number] = round(block.datetime.timestamp() * 1000)
+            self._block_times[number] = in_ms(block.datetime)
         return self._block_times[number]
 
     async def _known_block_ms(self, number: int) -> int | None:

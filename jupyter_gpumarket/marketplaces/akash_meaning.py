@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jupyter_gpumarket.errors import (
-    ConfigError,
     GpuMarketError,
     InsufficientFunds,
     OfferGone,
@@ -12,6 +11,7 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.akash_replies import SSH_PORT, Holding, LeaseRow, height
 from jupyter_gpumarket.marketplaces.http import Absent, Judge
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.models import NodeAddress, Rental, RentalStatus
 
 NAME = "akash"
@@ -99,6 +99,4 @@ def gone(rental_id: str) -> Rental:
 
 def safe(rental_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not rental_id or len(rental_id) > 40 or not (rental_id.isascii() and rental_id.isalnum()):
-        raise ConfigError(f"{rental_id[:40]!r} is not a deployment of Akash")
-    return rental_id
+    return path_part(rental_id, "a deployment of Akash", marks="", most=40)

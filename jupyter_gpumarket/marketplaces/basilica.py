@@ -7,13 +7,14 @@ from decimal import Decimal
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import (
     ConfigError,
     GpuMarketError,
     InsufficientFunds,
     OfferGone,
+    OutcomeUnknown,
     Permanent,
     Temporary,
 )
@@ -31,11 +32,11 @@ from jupyter_gpumarket.marketplaces.basilica_replies import (
     Started,
     Usage,
     UsagePage,
-    in_ms,
     storage_gb,
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import is_part, path_part
 from jupyter_gpumarket.marketplaces.ssh_command import address_in
 from jupyter_gpumarket.models import (
     Balance,
@@ -133,6 +134,8 @@ class BasilicaMarketplace:
             started: Started = await self._http.call(
                 "POST", f"{PATHS[kind]}/start", Started, body=body, may_cost=True, judge=judge_create
             )
+        if not is_part(started.rental_id):
+            raise OutcomeUnknown(NAME, f"POST {PATHS[kind]}/start: an answer without a rental's identifier")
         return Rental(
             marketplace=NAME,
             rental_id=f"{kind}.{started.rental_id}",
@@ -158,7 +161,7 @@ class BasilicaMarketplace:
 
     async def release(self, rental_id: str) -> None:
         kind, _, their_id = rental_id.partition(".")
-        if kind in PATHS and their_id:
+        if kind in PATHS:
             path = f"{PATHS[kind]}/{safe(their_id)}/stop"
             await self._http.call("POST", path, None, body={}, may_cost=True, urgent=True, absent=STOPPED_ALREADY)
 
@@ -281,7 +284,7 @@ def rental_of(row: Listed, kind: str) -> Rental:
     address = address_in(row.ssh_command)
     if status is RentalStatus.RUNNING and address is None:
         status = RentalStatus.PENDING
-    created_ms = None if row.created_at is None else in_ms(row.created_at)
+    created_ms = in_ms(row.created_at)
     return Rental(
         marketplace=NAME,
         rental_id=f"{kind}.{row.rental_id}",
@@ -292,7 +295,7 @@ def rental_of(row: Listed, kind: str) -> Rental:
         address=address if status is RentalStatus.RUNNING else None,
         created_ms=created_ms,
         billed_from_ms=created_ms,
-        ended_ms=None if row.stopped_at is None else in_ms(row.stopped_at),
+        ended_ms=in_ms(row.stopped_at),
         detail="" if status in (RentalStatus.PENDING, RentalStatus.RUNNING) else f"Basilica says {told[:50]}",
     )
 
@@ -314,6 +317,4 @@ def judge_create(status: int, content: bytes) -> type[GpuMarketError] | None:
 
 def safe(some_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not all(c.isascii() and (c.isalnum() or c in "-_") for c in some_id):
-        raise ConfigError(f"{some_id!r} is not a rental of Basilica")
-    return some_id
+    return path_part(some_id, "a rental of Basilica")

@@ -6,7 +6,7 @@ Prices are dollars an hour: of one GPU in an offering with GPUs, else of the who
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 
 import msgspec
@@ -128,8 +128,3 @@ def storage_gb(text: str | None) -> float:
     if found is None:
         return 0.0
     return float(found[1]) * (1000 if (found[2] or "").upper().startswith("T") else 1)
-
-
-def in_ms(moment: datetime) -> int:
-    """Milliseconds UTC; a time without a zone is UTC."""
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import ConfigError, GpuMarketError, InsufficientFunds, OfferGone, Temporary
 from jupyter_gpumarket.marketplaces.dispersed_replies import (
@@ -26,6 +26,7 @@ from jupyter_gpumarket.marketplaces.dispersed_replies import (
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp, Signer
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.models import (
     Balance,
     Billing,
@@ -254,7 +255,7 @@ class DispersedMarketplace:
         )
 
     def _line(self, row: Transaction, amount: Decimal, rental_id: str, now_ms: int) -> MarketCharge:
-        at_ms = now_ms if row.created_at is None else round(row.created_at.timestamp() * 1000)
+        at_ms = now_ms if row.created_at is None else in_ms(row.created_at)
         return MarketCharge(
             charge_id=row.uuid,
             rental_id=rental_id,
@@ -315,7 +316,7 @@ def rental_of(job: Job, address: NodeAddress | None) -> Rental:
         status=status,
         kind=PriceKind.ON_DEMAND,
         address=address,
-        created_ms=None if job.created_at is None else round(job.created_at.timestamp() * 1000),
+        created_ms=in_ms(job.created_at),
         detail="" if status in (RentalStatus.PENDING, RentalStatus.RUNNING) else f"Dispersed says {told[:50]}",
     )
 
@@ -329,6 +330,4 @@ def gone(rental_id: str) -> Rental:
 
 def safe(some_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not some_id or not all(c.isascii() and (c.isalnum() or c in "-_") for c in some_id):
-        raise ConfigError(f"{some_id!r} is not a job of Dispersed")
-    return some_id
+    return path_part(some_id, "a job of Dispersed")

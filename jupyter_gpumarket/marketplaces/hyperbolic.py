@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import ConfigError, OfferGone, OutcomeUnknown, Temporary
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
@@ -24,12 +24,12 @@ from jupyter_gpumarket.marketplaces.hyperbolic_replies import (
     Nodes,
     Vm,
     VmOption,
-    in_ms,
     judge_create,
     label_in,
     status_of,
     total,
 )
+from jupyter_gpumarket.marketplaces.identifiers import is_part, path_part
 from jupyter_gpumarket.marketplaces.ssh_command import address_in
 from jupyter_gpumarket.models import (
     Balance,
@@ -54,6 +54,7 @@ CENTS = 100
 MOST_CENTS = 10**7
 MOST_ASKED = 256
 READY = "node_ready"
+MAX_ID_CHARACTERS = 100
 VM_ID = re.compile(r"vm-([0-9]{1,18})")
 NODES = "/v1/marketplace"
 VMS = "/v2/marketplace/virtual-machine-rentals"
@@ -239,7 +240,7 @@ class HyperbolicMarketplace:
             "POST", path, Created, body=wish | more, may_cost=True, judge=judge_create
         )
         rental_id = made.instance_id or made.instance_name or ""
-        if not is_id(rental_id):
+        if not is_part(rental_id, most=MAX_ID_CHARACTERS):
             raise OutcomeUnknown(NAME, f"POST {path}: an answer without an instance's name")
         return rental_id
 
@@ -419,11 +420,6 @@ def gone(rental_id: str) -> Rental:
     )
 
 
-def is_id(text: str) -> bool:
-    return 0 < len(text) <= 100 and text.isascii() and all(c.isalnum() or c in "-_" for c in text)
-
-
 def safe(rental_id: str) -> str:
-    if not is_id(rental_id):
-        raise ConfigError(f"{rental_id[:80]!r} is not a rental of Hyperbolic")
-    return rental_id
+    """An identifier that can only be one part of a path."""
+    return path_part(rental_id, "a rental of Hyperbolic", most=MAX_ID_CHARACTERS)

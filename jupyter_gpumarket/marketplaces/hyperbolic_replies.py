@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -192,13 +192,6 @@ def label_in(metadata: dict[str, Any] | None) -> str:
     ours = (metadata or {}).get("gpumarket")
     told = ours.get("label") if isinstance(ours, dict) else None
     return told if isinstance(told, str) else ""
-
-
-def in_ms(moment: datetime | None) -> int | None:
-    """Milliseconds UTC; a time without a zone is UTC at Hyperbolic."""
-    if moment is None:
-        return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def total(parts: tuple[Capacity, ...] | None) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import (
     ConfigError,
@@ -20,6 +20,7 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import Absent, MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import is_part, path_part
 from jupyter_gpumarket.marketplaces.ionet_replies import (
     Deployed,
     Details,
@@ -30,7 +31,6 @@ from jupyter_gpumarket.marketplaces.ionet_replies import (
     Row,
     RowsReply,
     WorkersReply,
-    in_ms,
     status_of,
 )
 from jupyter_gpumarket.marketplaces.ssh_command import address_in
@@ -57,6 +57,7 @@ WITHOUT_KEY = "/v1/io-cloud/vmaas"
 QUOTE_MS = 60_000
 LIST_ROWS = 100
 MAX_LIST_PAGES = 200
+MAX_ID_CHARACTERS = 80
 LONGEST_H = 8760
 FIRST_HOUR_S = 3600
 MINUTES = 60
@@ -164,7 +165,7 @@ class IonetMarketplace:
         }
         path = f"{WITH_KEY}/deploy"
         reply: Deployed = await self._http.call("POST", path, Deployed, body=body, may_cost=True, judge=judge)
-        if not is_id(reply.known_id):
+        if not is_part(reply.known_id, most=MAX_ID_CHARACTERS):
             raise OutcomeUnknown(NAME, f"POST {path}: an answer without a deployment's id")
         return Rental(
             marketplace=NAME,
@@ -399,12 +400,6 @@ def gone(rental_id: str) -> Rental:
     )
 
 
-def is_id(text: str) -> bool:
-    return 0 < len(text) <= 80 and text.isascii() and all(c.isalnum() or c in "-_" for c in text)
-
-
 def safe(rental_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not is_id(rental_id):
-        raise ConfigError(f"{rental_id[:80]!r} is not a deployment of io.net")
-    return rental_id
+    return path_part(rental_id, "a deployment of io.net", most=MAX_ID_CHARACTERS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 
 import msgspec
@@ -136,10 +136,3 @@ def status_of(status: str, remaining: Decimal, *, finished: bool = False) -> Ren
     if status == "failed":
         return RentalStatus.GONE if finished or remaining <= 0 else RentalStatus.FAILED
     return STATUSES.get(status, RentalStatus.UNKNOWN)
-
-
-def in_ms(moment: datetime | None) -> int | None:
-    """Milliseconds UTC; a time without a zone is UTC at io.net."""
-    if moment is None:
-        return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock, iso_utc
+from jupyter_gpumarket.clock import Clock, SystemClock, iso_utc, text_in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import (
     ConfigError,
@@ -20,6 +20,7 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.marketplaces.lium_replies import (
     STATUSES,
     DefaultImage,
@@ -32,7 +33,6 @@ from jupyter_gpumarket.marketplaces.lium_replies import (
     Rented,
     Specs,
     Template,
-    in_ms,
     whole,
 )
 from jupyter_gpumarket.marketplaces.ssh_command import address_in
@@ -215,8 +215,8 @@ class LiumMarketplace:
         record: Record | None = await self._http.call("GET", path, Record, absent=NOT_THERE)
         if record is None:
             return []
-        now_ms, end_ms = self._clock.now_ms(), in_ms(record.removed_at)
-        start_ms = in_ms(record.created_at) or 0
+        now_ms, end_ms = self._clock.now_ms(), text_in_ms(record.removed_at)
+        start_ms = text_in_ms(record.created_at) or 0
         return [
             MarketCharge(
                 charge_id=rental_id,
@@ -352,7 +352,7 @@ def rental_of(pod: Pod) -> Rental:
     address = address_in(pod.ssh_connect_cmd)
     if status is RentalStatus.RUNNING and address is None:
         status = RentalStatus.PENDING
-    created_ms = in_ms(pod.created_at)
+    created_ms = text_in_ms(pod.created_at)
     return Rental(
         marketplace=NAME,
         rental_id=pod.id,
@@ -390,6 +390,4 @@ def split_id(offer_id: str) -> tuple[str, int]:
 
 def safe(some_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not some_id or not all(c.isascii() and (c.isalnum() or c in "-_") for c in some_id):
-        raise ConfigError(f"{some_id!r} is not an identifier of Lium")
-    return some_id
+    return path_part(some_id, "an identifier of Lium")

@@ -6,7 +6,6 @@ Counts come as numbers or as texts.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from decimal import Decimal
 
 import msgspec
@@ -180,12 +179,3 @@ def whole(told: int | str | None) -> int | None:
     if isinstance(told, str):
         return int(told) if told.isascii() and told.isdecimal() and len(told) < 6 else None
     return told
-
-
-def in_ms(told: str | None) -> int | None:
-    """Milliseconds UTC of a time as Lium writes it, which is UTC where it has no zone; None for anything else."""
-    try:
-        moment = datetime.fromisoformat(told or "")
-    except ValueError:
-        return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)

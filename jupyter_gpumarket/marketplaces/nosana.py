@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from decimal import Decimal
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import (
     ConfigError,
@@ -20,6 +19,7 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import Absent, MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.marketplaces.nosana_job import STOP, job_definition
 from jupyter_gpumarket.marketplaces.nosana_replies import (
     Credits,
@@ -381,15 +381,6 @@ def minutes(span_ms: int) -> int:
     return max(LEAST_MINUTES, -(-span_ms // MINUTE_MS))
 
 
-def in_ms(moment: datetime | None) -> int | None:
-    """Milliseconds UTC."""
-    if moment is None:
-        return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
 def safe(identifier: str) -> str:
     """An identifier that can only be one part of a path: base 58."""
-    if not identifier or not (identifier.isascii() and identifier.isalnum()):
-        raise ConfigError(f"{identifier!r} is not a deployment of Nosana")
-    return identifier
+    return path_part(identifier, "a deployment of Nosana", marks="")

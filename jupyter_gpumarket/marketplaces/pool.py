@@ -22,6 +22,7 @@ from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import ConfigError, OfferGone
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.models import (
     Balance,
     Billing,
@@ -208,9 +209,7 @@ def gone(rental_id: str) -> Rental:
 
 def safe(rental_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not rental_id or not all(c.isascii() and (c.isalnum() or c in "-_") for c in rental_id):
-        raise ConfigError(f"{rental_id!r} is not a rental of the pool")
-    return rental_id
+    return path_part(rental_id, "a rental of the pool")
 
 
 def pinned(options: PoolOptions) -> ssl.SSLContext | None:

@@ -4,17 +4,18 @@ docs/marketplaces/primeintellect.md."""
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import ConfigError, GpuMarketError, MarketplaceError, OfferGone, OutcomeUnknown, Temporary
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.marketplaces.primeintellect_replies import (
     Availability,
     BillingRow,
@@ -371,7 +372,7 @@ def image_of(offered: tuple[str, ...], wanted: str) -> str:
 def rental_of(pod: Pod) -> Rental:
     """A pod as the contract tells it."""
     status = status_of(pod)
-    created_ms = None if pod.created_at is None else in_ms(pod.created_at)
+    created_ms = in_ms(pod.created_at)
     words = pod.installation_failure or f"Prime says {pod.status[:50]}"
     return Rental(
         marketplace=NAME,
@@ -384,7 +385,7 @@ def rental_of(pod: Pod) -> Rental:
         created_ms=created_ms,
         # Where provisioning is free, the bill begins later, and when is not told.
         billed_from_ms=None if pod.provisioning_price_hr == 0 else created_ms,
-        ended_ms=None if pod.terminated_at is None else in_ms(pod.terminated_at),
+        ended_ms=in_ms(pod.terminated_at),
         detail="" if status in (RentalStatus.PENDING, RentalStatus.RUNNING) else words.strip()[:500],
     )
 
@@ -394,13 +395,6 @@ def end_of(row: BillingRow) -> datetime:
     return row.last_billed_at or row.updated_at
 
 
-def in_ms(moment: datetime) -> int:
-    """Milliseconds UTC; a time without a zone is UTC at Prime."""
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
 def safe(identifier: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not identifier or not all(c.isascii() and (c.isalnum() or c in "-_") for c in identifier):
-        raise ConfigError(f"{identifier!r} is not a pod of Prime Intellect")
-    return identifier
+    return path_part(identifier, "a pod of Prime Intellect")

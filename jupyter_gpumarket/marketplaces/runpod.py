@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import ConfigError, GpuMarketError, InsufficientFunds, OfferGone, Temporary
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.models import (
     Balance,
     Billing,
@@ -339,8 +340,8 @@ def rental_of(pod: Pod) -> Rental:
         price_nusd_hour=price_nusd(NAME, pod.cost) if running and pod.cost is not None else None,
         kind=PriceKind.ON_DEMAND,
         address=NodeAddress(host=direct.host, port=direct.port, user=direct.username) if running and direct else None,
-        created_ms=None if pod.created_at is None else in_ms(pod.created_at),
-        billed_from_ms=None if pod.started_at is None else in_ms(pod.started_at),
+        created_ms=in_ms(pod.created_at),
+        billed_from_ms=in_ms(pod.started_at),
         detail="" if status in (RentalStatus.PENDING, RentalStatus.RUNNING) else f"RunPod says {pod.status[:50]}",
     )
 
@@ -352,13 +353,6 @@ def gone(rental_id: str) -> Rental:
     )
 
 
-def in_ms(moment: datetime) -> int:
-    """Milliseconds UTC; a time without a zone is UTC at RunPod."""
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
 def safe(rental_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not rental_id or not all(c.isascii() and (c.isalnum() or c in "-_") for c in rental_id):
-        raise ConfigError(f"{rental_id!r} is not a pod of RunPod")
-    return rental_id
+    return path_part(rental_id, "a pod of RunPod")

@@ -21,6 +21,7 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.marketplaces.shadeform_replies import (
     Created,
     Instance,
@@ -31,7 +32,7 @@ from jupyter_gpumarket.marketplaces.shadeform_replies import (
     SshKey,
     SshKeys,
     address_of,
-    in_ms,
+    came_ms,
     status_of,
 )
 from jupyter_gpumarket.models import (
@@ -180,8 +181,8 @@ class ShadeformMarketplace:
         if instance is None or instance.cost_estimate is None:
             return []
         now_ms = self._clock.now_ms()
-        start_ms = in_ms(instance.active_at) or in_ms(instance.created_at) or now_ms
-        ended_ms = in_ms(instance.deleted_at)
+        start_ms = came_ms(instance.active_at) or came_ms(instance.created_at) or now_ms
+        ended_ms = came_ms(instance.deleted_at)
         end_ms = max(start_ms, ended_ms or now_ms)
         ended = instance.status == "deleted" and now_ms - end_ms >= self._options.charge_delay_s * 1000
         return [
@@ -338,9 +339,9 @@ def rental_of(instance: Instance) -> Rental:
         price_nusd_hour=None if price is None else price_nusd(NAME, price * CENT),
         kind=PriceKind.ON_DEMAND,
         address=address_of(instance) if status is RentalStatus.RUNNING else None,
-        created_ms=in_ms(instance.created_at),
-        billed_from_ms=in_ms(instance.active_at),
-        ended_ms=in_ms(instance.deleted_at),
+        created_ms=came_ms(instance.created_at),
+        billed_from_ms=came_ms(instance.active_at),
+        ended_ms=came_ms(instance.deleted_at),
         detail="" if well else (instance.status_details or f"Shadeform says {instance.status[:50]}").strip()[:500],
     )
 
@@ -354,6 +355,4 @@ def gone(rental_id: str) -> Rental:
 
 def safe(identifier: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not identifier or not all(c.isascii() and (c.isalnum() or c in "-_") for c in identifier):
-        raise ConfigError(f"{identifier!r} is not an instance of Shadeform")
-    return identifier
+    return path_part(identifier, "an instance of Shadeform")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 
 import msgspec
 
+from jupyter_gpumarket.clock import in_ms
 from jupyter_gpumarket.marketplaces.ssh_command import is_host
 from jupyter_gpumarket.models import NodeAddress, RentalStatus
 
@@ -121,8 +122,8 @@ def address_of(instance: Instance) -> NodeAddress | None:
     return NodeAddress(host=host, port=port, user=user)
 
 
-def in_ms(moment: datetime | None) -> int | None:
+def came_ms(moment: datetime | None) -> int | None:
     """Milliseconds UTC of a time that has come."""
     if moment is None or moment.year < FIRST_YEAR:
         return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return in_ms(moment)

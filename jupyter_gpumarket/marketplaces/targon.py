@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import msgspec
 
-from jupyter_gpumarket.clock import Clock, SystemClock
+from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import (
     ConfigError,
@@ -20,6 +20,7 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.marketplaces.ssh_command import is_host
 from jupyter_gpumarket.marketplaces.targon_replies import (
     STATUSES,
@@ -239,7 +240,7 @@ class TargonMarketplace:
             kind=PriceKind.ON_DEMAND,
             machine_id=workload.resource_name or "",
             address=address,
-            created_ms=None if workload.created_at is None else round(workload.created_at.timestamp() * 1000),
+            created_ms=in_ms(workload.created_at),
             detail="" if address else words_of(workload, told),
         )
 
@@ -299,6 +300,4 @@ def gone(rental_id: str) -> Rental:
 
 def safe(some_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not some_id or not all(c.isascii() and (c.isalnum() or c in "-_") for c in some_id):
-        raise ConfigError(f"{some_id!r} is not an identifier of Targon")
-    return some_id
+    return path_part(some_id, "an identifier of Targon")

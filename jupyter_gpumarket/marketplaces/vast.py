@@ -22,6 +22,7 @@ from jupyter_gpumarket.errors import (
 )
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import Absent, MarketplaceHttp
+from jupyter_gpumarket.marketplaces.identifiers import path_part
 from jupyter_gpumarket.marketplaces.vast_replies import (
     Ask,
     Asks,
@@ -399,6 +400,4 @@ def number(offer_id: str) -> int:
 
 def safe(rental_id: str) -> str:
     """An identifier that can only be one part of a path."""
-    if not rental_id or not (rental_id.isascii() and rental_id.isalnum()):
-        raise ConfigError(f"{rental_id!r} is not a rental of Vast")
-    return rental_id
+    return path_part(rental_id, "a rental of Vast", marks="")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from jupyter_gpumarket.clock import iso_utc
+from jupyter_gpumarket.clock import iso_utc, text_in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.models import Offer
 from jupyter_gpumarket.money import MS_PER_HOUR
@@ -314,11 +313,10 @@ class LiumStandIn:
         found = self._found(call)
         if found is None:
             return failure(404, "not_found", "Pod not found")
-        try:
-            at = datetime.fromisoformat(str(call.body().get("removal_scheduled_at")))
-        except ValueError:
+        at_ms = text_in_ms(str(call.body().get("removal_scheduled_at")))
+        if at_ms is None:
             return invalid("removal_scheduled_at", "Input should be a valid datetime")
-        self._end_at(found, round(at.timestamp() * 1000))
+        self._end_at(found, at_ms)
         return Reply(body={"success": True, "removal_scheduled_at": call.body()["removal_scheduled_at"]})
 
     async def _unschedule(self, call: Call) -> Reply:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from datetime import UTC, datetime
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
-from jupyter_gpumarket.clock import iso_utc
+from jupyter_gpumarket.clock import iso_utc, text_in_ms
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.models import Offer
 from jupyter_gpumarket.money import cost_nusd
@@ -107,7 +106,7 @@ class ShadeformStandIn:
         if missing:
             return failure(400, "INVALID_REQUEST", f"{missing[0]} is required")
         threshold = (body.get("auto_delete") or {}).get("date_threshold")
-        ends_ms = None if threshold is None else moment_ms(str(threshold))
+        ends_ms = None if threshold is None else text_in_ms(str(threshold))
         if threshold is not None and ends_ms is None:
             return failure(400, "INVALID_REQUEST", "auto_delete.date_threshold is not a date")
         wanted = (body["cloud"], body["shade_instance_type"], body["region"])
@@ -153,7 +152,7 @@ class ShadeformStandIn:
             return nowhere()
         threshold = (body.get("auto_delete") or {}).get("date_threshold")
         if threshold is not None:
-            ends_ms = moment_ms(str(threshold))
+            ends_ms = text_in_ms(str(threshold))
             if ends_ms is None:
                 return failure(400, "INVALID_REQUEST", "auto_delete.date_threshold is not a date")
             self.yard.end_at(found, ends_ms)
@@ -277,15 +276,6 @@ def cost_estimate(rental: SimRental, now_ms: int) -> Decimal:
     seconds = -((rental.running_ms - (rental.ended_ms or now_ms)) // 1000)
     nusd = cost_nusd(rental.rate_nusd_hour, max(0, seconds) * 1000)
     return in_dollars(nusd).quantize(Decimal("0.000001"), ROUND_UP)
-
-
-def moment_ms(text: str) -> int | None:
-    """A date as RFC 3339; None for anything else."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def failure(status: int, code: str, message: str) -> Reply:

@@ -16,6 +16,7 @@ import asyncssh
 import pytest
 
 from jupyter_gpumarket.errors import (
+    ConfigError,
     InsufficientFunds,
     OfferGone,
     OutcomeUnknown,
@@ -45,6 +46,7 @@ class World:
     calls_balance: bool = True
     calls_charges: bool = True
     tells_price: bool = True
+    id_prefix: str = ""
 
     async def quote(self) -> Quote:
         return await self.market.quote((await self.market.offers(OfferQuery()))[0])
@@ -156,6 +158,15 @@ class MarketplaceContract:
         assert await world.market.find(new_label()) is None
         assert (await world.market.rental("r000000000000")).status == RentalStatus.GONE
         await world.market.release("r000000000000")
+
+    async def test_what_can_be_no_identifier_asks_nothing(self, world: World) -> None:
+        """A release of nothing, or of what would be another path, is refused before any call."""
+        world.proxy.calls.clear()
+        for no_id in ("", "..", "r1/x", "../r1", "r1?all=1", "r1#x", "r 1", "r%2f1", "ré1"):
+            with pytest.raises(ConfigError, match=r"is not an? "):
+                await world.market.release(world.id_prefix + no_id)
+
+        assert world.proxy.calls == []
 
     LOST_REPLIES = {
         "connection closed": Trouble(everything, drop=True, after=True),

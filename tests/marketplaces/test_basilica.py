@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from jupyter_gpumarket.config import Secret
-from jupyter_gpumarket.errors import InsufficientFunds, OfferGone, Permanent, Temporary
+from jupyter_gpumarket.errors import InsufficientFunds, OfferGone, OutcomeUnknown, Permanent, Temporary
 from jupyter_gpumarket.marketplaces.basilica import BasilicaMarketplace, BasilicaOptions
 from jupyter_gpumarket.marketplaces.basilica_replies import storage_gb
 from jupyter_gpumarket.models import NodeAddress, OfferQuery, PriceKind, RentalStatus, Tier
@@ -56,6 +56,7 @@ async def stand(running: RunningPool) -> AsyncIterator[Standing]:
 
 @pytest.fixture
 async def world(stand: Standing) -> World:
+    stand.world.id_prefix = "gpu."
     return stand.world
 
 
@@ -146,6 +147,19 @@ async def test_what_a_refused_create_means(world: World, case: tuple[int, str, t
     world.proxy.trouble = Trouble(is_create, status=status, body=body)
     with pytest.raises(error):
         await world.rent(new_label(), quote)
+
+
+@pytest.mark.parametrize("told", ["", "../r1"])
+async def test_a_start_without_an_identifier_is_of_unknown_outcome(stand: Standing, told: str) -> None:
+    """It is never taken for a rental that is not listed, which would be gone while a machine bills."""
+    label, quote = new_label(), await stand.world.quote()
+    body = msgspec.json.encode({"rental_id": told, "status": "pending"})
+    stand.world.proxy.trouble = Trouble(is_create, body=body, after=True)
+    with pytest.raises(OutcomeUnknown):
+        await stand.world.rent(label, quote)
+    stand.world.proxy.trouble = None
+
+    assert (await stand.market.find(label)) is not None
 
 
 async def register(stand: Standing, name: str, public_key: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import InsufficientFunds, OfferGone, OutcomeUnknown, Permanent, Temporary
 from jupyter_gpumarket.marketplaces.shadeform import ShadeformMarketplace, ShadeformOptions, country_of, judge_create
-from jupyter_gpumarket.marketplaces.shadeform_replies import Instance, Place, address_of, in_ms, status_of
+from jupyter_gpumarket.marketplaces.shadeform_replies import Instance, Place, address_of, came_ms, status_of
 from jupyter_gpumarket.models import NodeAddress, OfferQuery, RentalStatus, Tier
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.simulator.faults import Fault
@@ -245,4 +245,4 @@ def test_times_that_have_not_come_are_none() -> None:
     told = {"id": "i", "name": "n", "status": "active", "deleted_at": "0001-01-01T00:00:00Z"}
     instance = msgspec.convert(told, Instance)
 
-    assert in_ms(instance.deleted_at) is None
+    assert came_ms(instance.deleted_at) is None
