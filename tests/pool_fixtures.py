@@ -180,6 +180,17 @@ class RunningPool:
                 pytest.fail(f"not within {timeout_s} s: {what}\n{logs}")
             time.sleep(0.05)
 
+    def give_all_back(self) -> None:
+        """End every rental that a test has left, so that the next one finds the pool as if it were the first."""
+
+        def empty() -> bool:
+            rentals = self.api("GET", "/v1/rentals").json()["rentals"]
+            for rental in rentals:
+                self.api("DELETE", f"/v1/rentals/{rental['rental_id']}")
+            return not rentals
+
+        self.wait_until(empty, "nothing is rented")
+
     def stop(self) -> None:
         """Stop everything that was started."""
         for process in [*self.hosts, self.registry]:

@@ -12,7 +12,7 @@ import asyncssh
 import psutil
 
 from jupyter_gpumarket.marketplaces.pool import PoolMarketplace
-from jupyter_gpumarket.models import OfferQuery, Rental, RentalStatus
+from jupyter_gpumarket.models import Offer, OfferQuery, Rental, RentalStatus
 from tests.pool_fixtures import RunningPool
 
 HOUR_MS = 3_600_000
@@ -45,11 +45,19 @@ async def holds(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
             await asyncio.sleep(0.02)
 
 
+async def free_offer(market: PoolMarketplace, timeout_s: float = 20.0) -> Offer:
+    """An offer; a machine that was just given back is listed again with its host's next heartbeat."""
+    async with asyncio.timeout(timeout_s):
+        while not (offers := await market.offers(OfferQuery())):
+            await asyncio.sleep(0.05)
+    return offers[0]
+
+
 async def rent(
     market: PoolMarketplace, key: asyncssh.SSHKey, label: str = "label-1", *, lasts_ms: int = HOUR_MS
 ) -> Rental:
-    """Rent the first offer and wait until it runs."""
-    quote = await market.quote((await market.offers(OfferQuery()))[0])
+    """Rent the first offer, as soon as there is one, and wait until it runs."""
+    quote = await market.quote(await free_offer(market))
     rental = await market.rent(quote, label=label, ssh_public_key=public(key), deadline_ms=now_ms() + lasts_ms)
     return await until(RentalStatus.RUNNING, market, rental.rental_id)
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,23 @@ import asyncssh
 import psutil
 import pytest
 
-from jupyter_gpumarket.models import RentalStatus
+from jupyter_gpumarket.models import Rental, RentalStatus
 from tests.pool.renting import connected, holds, is_alive, leased, new_key, now_ms, processes_of, release, rent, until
 from tests.pool_fixtures import RunningPool, pools
 
 
 @pytest.fixture(scope="module")
-def pool() -> Any:
+def shared() -> Any:
     """One registry with two hosts for all tests here."""
     with pools() as start:
         yield start(hosts=2)
+
+
+@pytest.fixture
+def pool(shared: RunningPool) -> Iterator[RunningPool]:
+    """It again, with nothing rented, also after a test that broke off."""
+    yield shared
+    shared.give_all_back()
 
 
 def lease_folders(pool: RunningPool) -> list[Path]:
@@ -397,11 +405,10 @@ async def test_openssh_can_log_in(pool: RunningPool, tmp_path: Path) -> None:
 async def test_two_notebooks_want_the_same_offer(pool: RunningPool) -> None:
     """Both have a quote, both rent at once: exactly one gets it, the other is told OfferGone."""
     from jupyter_gpumarket.errors import OfferGone
-    from jupyter_gpumarket.models import OfferQuery
-    from tests.pool.renting import public
+    from tests.pool.renting import free_offer, public
 
     one, two, key = pool.marketplace(), pool.marketplace(), new_key()
-    offer = (await one.offers(OfferQuery()))[0]
+    offer = await free_offer(one)
     quotes = [await market.quote(offer) for market in (one, two)]
     outcomes = await asyncio.gather(
         *(
@@ -431,7 +438,9 @@ def test_signal_names_are_the_systems() -> None:
 
 async def test_strangers_at_the_door_do_no_harm(pool: RunningPool) -> None:
     """Garbage, half a greeting and many idle connections before any key: the lease goes on, and others get in again."""
-    async with leased(pool) as (_market, rental, connection):
+    market, key = pool.marketplace(), new_key()
+    rental = await rent(market, key, "besieged")
+    async with connected(rental, key) as connection:
         assert rental.address is not None
         idle = []
         for greeting in (
@@ -454,3 +463,17 @@ async def test_strangers_at_the_door_do_no_harm(pool: RunningPool) -> None:
                 await writer.wait_closed()
         del reader
         assert str((await connection.run("echo on")).stdout) == "on\n"
+    # The host learns a little later that the strangers have gone, and lets nobody new in before.
+    async with asyncio.timeout(20):
+        while not await lets_in(rental, key):
+            await asyncio.sleep(0.05)
+    await market.aclose()
+
+
+async def lets_in(rental: Rental, key: asyncssh.SSHKey) -> bool:
+    """Whether a new connection to a lease comes up."""
+    try:
+        async with connected(rental, key) as connection:
+            return (await connection.run("echo in")).stdout == "in\n"
+    except (asyncssh.Error, OSError):
+        return False
