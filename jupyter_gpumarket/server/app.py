@@ -111,7 +111,9 @@ class GpuMarketApp(ExtensionApp):
             return
         if self._watch is None:
             self._watch = self._new_watch()
-        self._watch.used(look_now=route.changes)
+        if self._watching is not None and answer is not None:
+            self._watching.forget_failure()
+        self._watch.used(look_now=route.changes, answered=answer is not None)
         if isinstance(answer, OfferList | OfferColumns):
             self._offers_seen(answer)
 

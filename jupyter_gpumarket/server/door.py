@@ -91,6 +91,10 @@ class Door:
         finally:
             self._waits -= 1
 
+    def forget_failure(self) -> None:
+        """Somebody has reached the broker: the next call tries anew."""
+        self._failure = None
+
     async def aclose(self) -> None:
         """Close connections; the broker goes on."""
         if self._quiet is not None:

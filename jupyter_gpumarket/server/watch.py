@@ -72,11 +72,14 @@ class Watch:
         """Whether it looks at all now."""
         return self._task is not None and not self._task.done()
 
-    def used(self, *, look_now: bool = False) -> None:
-        """Somebody asked something. `look_now`: and changed something, or is the first to ask."""
+    def used(self, *, look_now: bool = False, answered: bool = False) -> None:
+        """Somebody asked something. `look_now`: and changed something. `answered`: by a broker that is there."""
         was_used, self._used_at = self._is_used(), time.monotonic()
         if not self.is_running:
             self._task = asyncio.create_task(self._watch(), name="gpumarket-watch")
+        if answered:
+            # Whatever kept us from seeing it is over: it is not to be looked for ever more seldom.
+            self._failures = min(self._failures, 1)
         if look_now or self._failures or not was_used:
             self._soon.set()
 

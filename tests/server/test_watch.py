@@ -91,6 +91,21 @@ async def test_a_broker_that_is_gone_is_told_once_and_its_return_once() -> None:
     await world.watch.aclose()
 
 
+async def test_a_broker_that_answers_somebody_is_soon_seen_again() -> None:
+    """However many looks have failed before, and though the first one after the answer fails as well."""
+    world = World(used_s=60)
+    world.watch._pace = Pace(refresh_s=0.05, used_s=60)
+    world.shows = BrokerUnavailable("no broker runs")
+    for looks in range(12):
+        world.watch.used()
+        await until(lambda looks=looks: world.looks > looks)
+    world.watch.used(answered=True)
+    await until(lambda: world.looks > 12)
+    world.shows = Sight(at_ms=1)
+    await until(lambda: world.broker() == [False, True])
+    await world.watch.aclose()
+
+
 async def test_a_bug_of_ours_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged with its story, told without it, and the next look is made."""
     world = World(used_s=60)
