@@ -46,7 +46,7 @@ from jupyter_gpumarket.models import Lease, LeaseState, Offer, Quote, Rental, Re
 
 log = logging.getLogger(__name__)
 
-LOOKS_AFTER_RELEASE = 3
+LOOKS_AFTER_RELEASE = 5
 
 
 class Desk(Protocol):
@@ -218,7 +218,7 @@ class Activities:
     # ── a rental ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _watch(self, lease_id: str, _instruction: Watch) -> None:
-        state, failures = self._desk.current(lease_id).state, 0
+        state, failures, looks = self._desk.current(lease_id).state, 0, 0
         while True:
             error: MarketplaceError | None = None
             try:
@@ -234,12 +234,13 @@ class Activities:
             if error is not None:
                 await self._world.back_off(failures - 1, error)
             else:
-                await self._world.clock.sleep(self._look_again_s(self._desk.current(lease_id)))
+                await self._world.clock.sleep(self._look_again_s(self._desk.current(lease_id), looks))
+                looks += 1
 
-    def _look_again_s(self, lease: Lease) -> float:
+    def _look_again_s(self, lease: Lease, looks: int) -> float:
         policy = self._world.policy
         if lease.state is LeaseState.BOOTING:
-            return policy.poll_boot_s
+            return policy.look_s(looks)
         market = self._world.marketplaces.get(lease.offer.marketplace) if lease.offer is not None else None
         hasty = market is not None and market.capabilities.gives_notice
         return min(policy.poll_notice_s, policy.poll_ready_s) if hasty else policy.poll_ready_s
@@ -298,7 +299,7 @@ class Activities:
             await self._world.call(market.name, market.release(lease.rental_id))
         except MarketplaceError as error:
             reason = str(error)
-        for _ in range(LOOKS_AFTER_RELEASE):
+        for looks in range(LOOKS_AFTER_RELEASE):
             try:
                 rental = await self._world.look(lease)
             except MarketplaceError as error:
@@ -307,6 +308,6 @@ class Activities:
             if rental.status is RentalStatus.GONE:
                 await self._desk.feed(lease_id, RentalSeen(rental=rental))
                 return
-            await self._world.clock.sleep(self._world.policy.poll_boot_s)
+            await self._world.clock.sleep(self._world.policy.look_s(looks))
         log.warning("lease %s: release not confirmed: %s", lease_id, reason)
         await self._desk.feed(lease_id, ReleaseUnproven(reason=reason))

@@ -30,8 +30,9 @@ class Policy(Record, frozen=True, kw_only=True):
         auction_s: how long a quote may take where it is an auction's bid.
         clean_lists: how many complete listings without our label prove that nothing was rented.
         absent_grace_s: how far apart these are, beyond the marketplace's own listing lag.
-        poll_boot_s, poll_ready_s: how often a rental is looked at while it boots, and later.
-        poll_notice_s: the same, later, where the marketplace may give notice at short term.
+        poll_first_s, poll_boot_s: how soon a rental that boots or ends is looked at again, doubling from the one to
+            the other; poll_ready_s: how often while it is ready.
+        poll_notice_s: the same while it is ready, where the marketplace may give notice at short term.
         retry_first_s, retry_most_s: back-off of calls that failed, doubling from the one to the other.
         show_unconfirmed_after: release calls without proof of the end, after which the user is told.
         sweep_every_s: how often each account is searched for rentals with our label that no lease knows.
@@ -52,6 +53,7 @@ class Policy(Record, frozen=True, kw_only=True):
     auction_s: float = 75
     clean_lists: int = 2
     absent_grace_s: float = 15
+    poll_first_s: float = 0.25
     poll_boot_s: float = 2
     poll_ready_s: float = 30
     poll_notice_s: float = 5
@@ -70,6 +72,10 @@ class Policy(Record, frozen=True, kw_only=True):
         """Seconds until the next try after so many failures. `jitter` in [0, 1) spreads what failed together."""
         seconds = min(self.retry_most_s, self.retry_first_s * float(1 << min(failures, 16)))
         return seconds * (0.75 + jitter / 2)
+
+    def look_s(self, looks: int) -> float:
+        """Seconds until the next look at a rental that boots or ends, after so many: some machines are quick."""
+        return min(self.poll_boot_s, self.poll_first_s * float(1 << min(looks, 16)))
 
     def clean_gap_s(self, capabilities: Capabilities) -> float:
         """Seconds between two listings that together prove that something is absent."""

@@ -89,7 +89,7 @@ def poll(look: Callable[[], object], what: str, timeout_s: float = 120.0) -> Non
 
 def report(folder: Path) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """The leases and the charges that the demo's journal tells, through the terminal's door."""
-    environment = {**os.environ, "JUPYTER_GPUMARKET_HOME": str(folder / "home"), "JUPYTER_GPUMARKET_BROKER_IDLE_S": "1"}
+    environment = {**os.environ, "JUPYTER_GPUMARKET_HOME": str(folder / "home"), "JUPYTER_GPUMARKET_BROKER_IDLE_S": "5"}
 
     def told(*command: str) -> dict[str, list[dict[str, object]]]:
         done = subprocess.run(
