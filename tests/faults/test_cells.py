@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jupyter_gpumarket.config import folders
 from jupyter_gpumarket.money import usd
+from tests.broker.running import end_processes
 from tests.faults.sides import Side, closing
 from tests.notebook.real_kernel import Executed, RealKernel
 from tests.pool_fixtures import RunningPool
@@ -192,15 +195,19 @@ def test_the_help_of_both_magics_is_there_without_a_pool(tmp_path: Path) -> None
     script = tmp_path / "help.ipy"
     script.write_text(code)
     home = tmp_path / "home"
-    done = subprocess.run(
-        [os.sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", str(script)],  # type: ignore[attr-defined]
-        env={**os.environ, "JUPYTER_GPUMARKET_HOME": str(home), "IPYTHONDIR": str(tmp_path / "i")},
-        cwd=Path(__file__).parent.parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", str(script)],
+            env={**os.environ, "JUPYTER_GPUMARKET_HOME": str(home), "IPYTHONDIR": str(tmp_path / "i")},
+            cwd=Path(__file__).parent.parent.parent,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        # The doctor asks a broker, which would stay for ten minutes.
+        end_processes(folders({"JUPYTER_GPUMARKET_HOME": str(home)}))
 
     assert done.returncode == 0, done.stderr
     assert "%gpu release" in done.stdout

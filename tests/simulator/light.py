@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -48,6 +49,8 @@ from jupyter_gpumarket.simulator.web import Server
 from jupyter_gpumarket.simulator.yard import Phase, Yard
 from tests.leases.fakes import FakeKeys, MemoryStore
 
+# Shorter than PATIENT gives a create call: as at the real one, what stays in the queue is taken back by the adapter.
+QUICK: dict[str, dict[str, Any]] = {"nosana": {"queue_s": 3.0}}
 PATIENT = Policy(
     poll_boot_s=0.05,
     poll_ready_s=0.1,
@@ -275,7 +278,9 @@ async def lights(
         yard = Yard(pool, clock, faults, boot_s=boot_s)  # type: ignore[arg-type]
         server = Server(STAND_INS[name](yard, faults, key, *(False,)), clock)
         (entry,) = [entry for entry in MARKETPLACES if entry.name == name]
-        markets[name] = entry.factory(msgspec.convert(options_of(name, server.url), entry.options), key)
+        markets[name] = entry.factory(
+            msgspec.convert(options_of(name, server.url) | QUICK.get(name, {}), entry.options), key
+        )
         behind[name] = (yard, faults, pool, server)
     store, clusters = MemoryStore(clock), LightClusters()
     engine = LeaseEngine(
