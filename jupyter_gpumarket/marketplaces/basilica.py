@@ -37,6 +37,7 @@ from jupyter_gpumarket.marketplaces.basilica_replies import (
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
 from jupyter_gpumarket.marketplaces.identifiers import is_part, path_part
+from jupyter_gpumarket.marketplaces.relisted import relisted
 from jupyter_gpumarket.marketplaces.ssh_command import address_in
 from jupyter_gpumarket.models import (
     Balance,
@@ -112,17 +113,8 @@ class BasilicaMarketplace:
 
     async def quote(self, offer: Offer) -> Quote:
         """Prices are not held: the offerings are read again, and the rental's own price is compared after the rent."""
-        for fresh in await self.offers(OfferQuery()):
-            if fresh.offer_id == offer.offer_id:
-                return Quote(
-                    marketplace=NAME,
-                    offer=fresh,
-                    price_nusd_hour=fresh.price_nusd_hour,
-                    expires_ms=fresh.seen_ms + QUOTE_MS,
-                    kind=fresh.kind,
-                    quote_id=fresh.offer_id,
-                )
-        raise OfferGone(f"{NAME}: the offering {offer.offer_id} is not listed any more")
+        listed = await self.offers(OfferQuery())
+        return relisted(offer, listed, hold_ms=QUOTE_MS, gone=f"the offering {offer.offer_id} is not listed any more")
 
     async def rent(self, quote: Quote, *, label: str, ssh_public_key: str, deadline_ms: int) -> Rental:
         """Put the lease's key in the account's one place for a key, and start. There is no timer of theirs."""

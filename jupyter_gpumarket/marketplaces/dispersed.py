@@ -27,6 +27,7 @@ from jupyter_gpumarket.marketplaces.dispersed_replies import (
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp, Signer
 from jupyter_gpumarket.marketplaces.identifiers import path_part
+from jupyter_gpumarket.marketplaces.relisted import relisted
 from jupyter_gpumarket.models import (
     Balance,
     Billing,
@@ -113,16 +114,8 @@ class DispersedMarketplace:
 
     async def quote(self, offer: Offer) -> Quote:
         """Nothing is held, and a job names no offer: it is placed on a machine of the class at the price of then."""
-        for fresh in await self.offers(OfferQuery()):
-            if fresh.offer_id == offer.offer_id:
-                return Quote(
-                    marketplace=NAME,
-                    offer=fresh,
-                    price_nusd_hour=fresh.price_nusd_hour,
-                    expires_ms=fresh.seen_ms + QUOTE_MS,
-                    quote_id=fresh.offer_id,
-                )
-        raise OfferGone(f"{NAME}: the offer {offer.offer_id} is not listed any more")
+        listed = await self.offers(OfferQuery())
+        return relisted(offer, listed, hold_ms=QUOTE_MS, gone=f"the offer {offer.offer_id} is not listed any more")
 
     async def rent(self, quote: Quote, *, label: str, ssh_public_key: str, deadline_ms: int) -> Rental:
         """Create a persistent job. It may have no end time, so `deadline_ms` is kept by the node's watchdog alone."""

@@ -10,7 +10,7 @@ import msgspec
 
 from jupyter_gpumarket.clock import Clock, SystemClock, in_ms
 from jupyter_gpumarket.config import Secret
-from jupyter_gpumarket.errors import ConfigError, OfferGone, OutcomeUnknown, Temporary
+from jupyter_gpumarket.errors import ConfigError, OutcomeUnknown, Temporary
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
 from jupyter_gpumarket.marketplaces.hyperbolic_replies import (
@@ -30,6 +30,7 @@ from jupyter_gpumarket.marketplaces.hyperbolic_replies import (
     total,
 )
 from jupyter_gpumarket.marketplaces.identifiers import is_part, path_part
+from jupyter_gpumarket.marketplaces.relisted import relisted
 from jupyter_gpumarket.marketplaces.ssh_command import address_in
 from jupyter_gpumarket.models import (
     Balance,
@@ -132,17 +133,8 @@ class HyperbolicMarketplace:
 
     async def quote(self, offer: Offer) -> Quote:
         """Prices are not held: the offer is read again, and what was agreed is read back after the rent."""
-        for fresh in await self.offers(OfferQuery()):
-            if fresh.offer_id == offer.offer_id:
-                return Quote(
-                    marketplace=NAME,
-                    offer=fresh,
-                    price_nusd_hour=fresh.price_nusd_hour,
-                    expires_ms=fresh.seen_ms + QUOTE_MS,
-                    kind=fresh.kind,
-                    quote_id=fresh.offer_id,
-                )
-        raise OfferGone(f"{NAME}: {offer.offer_id} is not listed any more")
+        listed = await self.offers(OfferQuery())
+        return relisted(offer, listed, hold_ms=QUOTE_MS, gone=f"{offer.offer_id} is not listed any more")
 
     def _of_node(self, node: Node, seen_ms: int) -> list[Offer]:
         price = node.pricing.price if node.pricing is not None else None

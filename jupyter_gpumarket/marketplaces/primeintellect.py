@@ -32,6 +32,7 @@ from jupyter_gpumarket.marketplaces.primeintellect_replies import (
     amount,
     status_of,
 )
+from jupyter_gpumarket.marketplaces.relisted import relisted
 from jupyter_gpumarket.models import (
     Balance,
     Billing,
@@ -104,17 +105,9 @@ class PrimeMarketplace:
     async def quote(self, offer: Offer) -> Quote:
         """The configuration is read again; the create call then names this price as the most that we pay."""
         narrowed: dict[str, str | int] = {"cloud_id": str(offer.extra.get("cloud_id", ""))}
-        for fresh in await self._listed(narrowed):
-            if fresh.offer_id == offer.offer_id:
-                return Quote(
-                    marketplace=NAME,
-                    offer=fresh,
-                    price_nusd_hour=fresh.price_nusd_hour,
-                    expires_ms=fresh.seen_ms + QUOTE_MS,
-                    kind=fresh.kind,
-                    quote_id=fresh.offer_id,
-                )
-        raise OfferGone(f"{NAME}: {offer.provider} has no {offer.gpu_raw or 'machine'} in {offer.region} now")
+        listed = await self._listed(narrowed)
+        why = f"{offer.provider} has no {offer.gpu_raw or 'machine'} in {offer.region} now"
+        return relisted(offer, listed, hold_ms=QUOTE_MS, gone=why)
 
     async def rent(self, quote: Quote, *, label: str, ssh_public_key: str, deadline_ms: int) -> Rental:
         """Record the lease's key, then create the pod. There is no timer of theirs: `deadline_ms` is the watchdog's."""

@@ -14,6 +14,7 @@ from jupyter_gpumarket.errors import ConfigError, GpuMarketError, InsufficientFu
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
 from jupyter_gpumarket.marketplaces.identifiers import path_part
+from jupyter_gpumarket.marketplaces.relisted import relisted
 from jupyter_gpumarket.models import (
     Balance,
     Billing,
@@ -180,16 +181,8 @@ class RunpodMarketplace:
     async def quote(self, offer: Offer) -> Quote:
         """The catalogue is read again; what was really agreed is the pod's own cost."""
         cloud = str(offer.extra.get("cloud", ""))
-        for fresh in await self._in_cloud(cloud) if cloud in CLOUDS else []:
-            if fresh.offer_id == offer.offer_id:
-                return Quote(
-                    marketplace=NAME,
-                    offer=fresh,
-                    price_nusd_hour=fresh.price_nusd_hour,
-                    expires_ms=fresh.seen_ms + QUOTE_MS,
-                    quote_id=fresh.offer_id,
-                )
-        raise OfferGone(f"{NAME}: there is no {offer.gpu_raw} in {offer.region} now")
+        listed = await self._in_cloud(cloud) if cloud in CLOUDS else []
+        return relisted(offer, listed, hold_ms=QUOTE_MS, gone=f"there is no {offer.gpu_raw} in {offer.region} now")
 
     async def rent(self, quote: Quote, *, label: str, ssh_public_key: str, deadline_ms: int) -> Rental:
         """Create a pod. RunPod enforces no end time, so `deadline_ms` is kept by the node's watchdog alone."""

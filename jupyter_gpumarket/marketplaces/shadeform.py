@@ -22,6 +22,7 @@ from jupyter_gpumarket.errors import (
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
 from jupyter_gpumarket.marketplaces.identifiers import path_part
+from jupyter_gpumarket.marketplaces.relisted import relisted
 from jupyter_gpumarket.marketplaces.shadeform_replies import (
     Created,
     Instance,
@@ -108,16 +109,9 @@ class ShadeformMarketplace:
         narrowed: dict[str, str | int] = {
             name: str(offer.extra.get(name, "")) for name in ("cloud", "shade_instance_type")
         }
-        for fresh in await self._listed(narrowed):
-            if fresh.offer_id == offer.offer_id:
-                return Quote(
-                    marketplace=NAME,
-                    offer=fresh,
-                    price_nusd_hour=fresh.price_nusd_hour,
-                    expires_ms=fresh.seen_ms + QUOTE_MS,
-                    quote_id=fresh.offer_id,
-                )
-        raise OfferGone(f"{NAME}: {offer.provider} has no {offer.gpu_raw or 'machine'} in {offer.region} now")
+        listed = await self._listed(narrowed)
+        why = f"{offer.provider} has no {offer.gpu_raw or 'machine'} in {offer.region} now"
+        return relisted(offer, listed, hold_ms=QUOTE_MS, gone=why)
 
     async def rent(self, quote: Quote, *, label: str, ssh_public_key: str, deadline_ms: int) -> Rental:
         """Record the lease's key, then create the machine, with their own timer set to the deadline."""

@@ -21,6 +21,7 @@ from jupyter_gpumarket.errors import (
 from jupyter_gpumarket.marketplaces.dollars import amount_nusd, price_nusd
 from jupyter_gpumarket.marketplaces.http import MarketplaceHttp
 from jupyter_gpumarket.marketplaces.identifiers import path_part
+from jupyter_gpumarket.marketplaces.relisted import relisted
 from jupyter_gpumarket.marketplaces.ssh_command import is_host
 from jupyter_gpumarket.marketplaces.targon_replies import (
     STATUSES,
@@ -107,16 +108,8 @@ class TargonMarketplace:
 
     async def quote(self, offer: Offer) -> Quote:
         """The inventory is read again; what was really agreed is the workload's own cost."""
-        for fresh in await self.offers(OfferQuery()):
-            if fresh.offer_id == offer.offer_id:
-                return Quote(
-                    marketplace=NAME,
-                    offer=fresh,
-                    price_nusd_hour=fresh.price_nusd_hour,
-                    expires_ms=fresh.seen_ms + QUOTE_MS,
-                    quote_id=fresh.offer_id,
-                )
-        raise OfferGone(f"{NAME}: there is no {offer.offer_id} now")
+        listed = await self.offers(OfferQuery())
+        return relisted(offer, listed, hold_ms=QUOTE_MS, gone=f"there is no {offer.offer_id} now")
 
     async def rent(self, quote: Quote, *, label: str, ssh_public_key: str, deadline_ms: int) -> Rental:
         """Register a workload under the label with a key of its own, then deploy it: only that costs.
