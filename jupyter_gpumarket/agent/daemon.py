@@ -24,6 +24,7 @@ from jupyter_gpumarket.agent import check, processes, sync
 from jupyter_gpumarket.agent.blobs import Blobs
 from jupyter_gpumarket.agent.code_tree import CodeTree
 from jupyter_gpumarket.agent.dask import DaskProcesses
+from jupyter_gpumarket.agent.direct import DirectWays
 from jupyter_gpumarket.agent.driver import FILE
 from jupyter_gpumarket.agent.folder import NodeFolder, safe_name, write_atomically
 from jupyter_gpumarket.agent.maps import MapJobs
@@ -38,6 +39,7 @@ from jupyter_gpumarket.errors import BadRequest, PeerRestarted, WireError
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as m
 from jupyter_gpumarket.wire.bulk import TakeBlob
+from jupyter_gpumarket.wire.door import DoorOrder
 from jupyter_gpumarket.wire.mapping import MapOrder
 from jupyter_gpumarket.wire.peer import Peer
 from jupyter_gpumarket.wire.streams import Streams
@@ -49,7 +51,7 @@ HEARTBEAT_EVERY_S = 1.0
 FAREWELL_S = 2.5
 SAID_S = 0.2
 
-AnyOrder = m.Order | MapOrder | TakeBlob | TakeCode
+AnyOrder = m.Order | MapOrder | TakeBlob | TakeCode | DoorOrder
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +92,8 @@ class Agent:
         self._sessions: dict[str, Session] = {}
         self._blobs = Blobs(folder)
         self._code = CodeTree(folder)
-        self._streams = Streams(self._peer.send)
+        self._direct = DirectWays(folder, self._blobs, self._outbox.put)
+        self._streams = Streams(self._peer.send, self._direct.carry)
         self._dask = DaskProcesses(
             folder.dask,
             self._environment,
@@ -156,6 +159,7 @@ class Agent:
         await self._dask.close()
         await self._maps.close()
         self._streams.close()
+        self._direct.close()
         with contextlib.suppress(TimeoutError):
             if self._peer.attached:
                 await asyncio.wait_for(self._peer.flush(), 2)
@@ -214,7 +218,8 @@ class Agent:
         """The user's side is a new process: it will ask anew for what it wants."""
         self._senders.cancel()
         self._streams.close()
-        self._streams = Streams(self._peer.send)
+        self._streams = Streams(self._peer.send, self._direct.carry)
+        self._direct.forget_peer()
         self._maps.forget_peer()
         self._outbox.put(("ready",), self._ready())
         self._dask.tell_all()
@@ -230,7 +235,10 @@ class Agent:
             ("trouble", uuid.uuid4().hex), m.Trouble(about=f"{type(order).__name__} {about}", reason=reason)
         )
 
-    async def _obey_data(self, order: MapOrder | TakeBlob | TakeCode) -> None:
+    async def _obey_data(self, order: MapOrder | TakeBlob | TakeCode | DoorOrder) -> None:
+        if isinstance(order, DoorOrder):
+            self._direct.obey(order)
+            return
         if isinstance(order, TakeCode):
             await self._take_code(order)
             return
@@ -254,7 +262,7 @@ class Agent:
         self._senders.begin(("code",), tell())
 
     async def _obey(self, order: AnyOrder) -> None:
-        if isinstance(order, MapOrder | TakeBlob | TakeCode):
+        if isinstance(order, MapOrder | TakeBlob | TakeCode | DoorOrder):
             await self._obey_data(order)
             return
         match order:

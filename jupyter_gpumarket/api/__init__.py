@@ -22,7 +22,15 @@ from jupyter_gpumarket.api.clusters import (
     RunView,
 )
 from jupyter_gpumarket.api.columns import OfferColumns
-from jupyter_gpumarket.api.dask import DaskAccess, DaskRetire, DaskTasks, DaskView, DaskWish, DaskWorkerView
+from jupyter_gpumarket.api.dask import (
+    DaskAccess,
+    DaskRetire,
+    DaskTasks,
+    DaskView,
+    DaskWayView,
+    DaskWish,
+    DaskWorkerView,
+)
 from jupyter_gpumarket.api.doors import (
     BrokerInfo,
     BudgetSetting,
@@ -113,6 +121,7 @@ __all__ = [
     "DaskRetire",
     "DaskTasks",
     "DaskView",
+    "DaskWayView",
     "DaskWish",
     "DaskWorkerView",
     "DeadlineChange",

@@ -84,11 +84,21 @@ class DaskTasks(Record, frozen=True, kw_only=True):
     poisoned: tuple[str, ...] = ()
 
 
+class DaskWayView(Record, frozen=True, kw_only=True):
+    """How one node reaches the workers (and the inputs) of another one, and why."""
+
+    from_lease: str
+    to_lease: str
+    is_direct: bool
+    reason: str = ""
+
+
 class DaskView(Record, frozen=True, kw_only=True):
     """GET /v1/dask. `head` is the lease on which the scheduler runs: cells sent there find `client`.
 
     `generation` counts schedulers: a greater one than before means that the former scheduler is lost, with its futures.
-    `relayed` and `direct` count the ways between nodes, through the links and without them.
+    `relayed` and `direct` count the ways between nodes, through the links and without them; `ways` says why (of very
+    many nodes, of some). `staged_bytes`: of inputs that nodes got from each other.
     """
 
     state: Literal["off", "waiting", "starting", "running"]
@@ -101,4 +111,6 @@ class DaskView(Record, frozen=True, kw_only=True):
     relayed: int = 0
     direct: int = 0
     relayed_bytes: int = 0
+    staged_bytes: int = 0
+    ways: tuple[DaskWayView, ...] = ()
     notices: tuple[str, ...] = ()

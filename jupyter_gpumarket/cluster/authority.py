@@ -6,6 +6,7 @@ The authority's key stays on the user's side; each node gets a key and a certifi
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -52,9 +53,15 @@ def issue(authority: Identity, name: str, now: dt.datetime) -> Identity:
     builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
     both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     builder = builder.add_extension(both, critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(member_name(name))]), critical=False)
     of_ca = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     builder = builder.add_extension(of_ca, critical=False)
     return _identity(builder.sign(ca_key, hashes.SHA256()), key)
+
+
+def member_name(name: str) -> str:
+    """What a party's certificate calls it, in the form that TLS compares: no address, so it holds wherever it is."""
+    return f"m{hashlib.sha256(name.encode()).hexdigest()[:40]}.gpumarket.internal"
 
 
 def _builder(

@@ -18,20 +18,23 @@ from typing import Literal
 
 import msgspec
 
-from jupyter_gpumarket.api import DaskAccess, DaskTasks, DaskView, DaskWish, DaskWorkerView
+from jupyter_gpumarket.api import DaskAccess, DaskView, DaskWish
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster import dask_plan as plan
 from jupyter_gpumarket.cluster import leaving
 from jupyter_gpumarket.cluster.authority import Identity, issue, new_authority
-from jupyter_gpumarket.cluster.fleet_members import Member, Process
+from jupyter_gpumarket.cluster.doors import Doors
+from jupyter_gpumarket.cluster.fleet_members import FleetRecord, Member, Process
+from jupyter_gpumarket.cluster.fleet_news import News, count_ways, way_views
 from jupyter_gpumarket.cluster.local_door import LocalDoor
 from jupyter_gpumarket.cluster.node import Node
 from jupyter_gpumarket.cluster.relay import STREAM_MESSAGES, Relay, Target
+from jupyter_gpumarket.cluster.staging import Staging
 from jupyter_gpumarket.cluster.ways import Ways
 from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.errors import BadRequest
-from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.wire import messages as wire
+from jupyter_gpumarket.wire.door import BlobFetched, DoorProbed, DoorReport, RouteBroken
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +47,6 @@ TELL_PATIENCE_S = 3.0
 MAX_NOTICES = 20
 
 
-class FleetRecord(Record, frozen=True, kw_only=True):
-    """dask.json. `wish` of None: no Dask is wanted. `head` is the lease of the scheduler of this generation."""
-
-    wish: DaskWish | None = None
-    authority: Identity | None = None
-    generation: int = 0
-    head: str = ""
-    head_reason: str = ""
-    processes: tuple[Process, ...] = ()
-
-
 class Fleet:
     """The Dask processes of a cluster."""
 
@@ -65,12 +57,13 @@ class Fleet:
         self.relay = Relay()
         self._members: dict[str, Member] = {}
         self._wake = asyncio.Event()
-        self._tasks = DaskTasks()
-        self._stats: dict[str, wire.DaskWorkerStatus] = {}
+        self._news = News()
         self._retired: set[str] = set()
         self._notices: list[str] = []
         self._door: LocalDoor | None = None
         self._ways = Ways(self.relay, taken=self._port_is_taken, changed=self._wake.set)
+        self._doors = Doors(clock=clock, files=self._files, changed=self._wake.set)
+        self._staging = Staging(self._doors, self._members)
         self._record = FleetRecord()
         with contextlib.suppress(FileNotFoundError):
             self._record = msgspec.json.decode(self._file.read_bytes(), type=FleetRecord)
@@ -82,17 +75,19 @@ class Fleet:
         """A node is attached; its agent may not be met yet."""
         self._members[node.lease_id] = Member(node)
         node.talk.listener = lambda report: self._heard(node.lease_id, report)
+        node.talk.inputs.staging = lambda sha256, size: self._staging.turn(node.lease_id, sha256, size)
 
     def leave(self, lease_id: str) -> None:
         """A node is detached: what ran there is gone."""
         self._members.pop(lease_id, None)
+        self._doors.leave(lease_id)
         self._drop_of(lease_id)
         self._wake.set()
 
     def start(self, wish: DaskWish) -> DaskView:
         """Have Dask run from now on."""
-        authority = self._record.authority or new_authority("dask", self._now())
-        self._change(wish=wish, authority=authority)
+        self._authority()
+        self._change(wish=wish)
         self._wake.set()
         return self.view()
 
@@ -128,12 +123,12 @@ class Fleet:
         scheduler = self._scheduler()
         if scheduler is None or scheduler.state != "running" or self._record.wish is None:
             raise BadRequest("no Dask scheduler runs on this cluster now")
-        assert self._record.authority is not None
+        authority = self._authority()
         folder = self._file.parent
         if self._door is None:
             self._door = LocalDoor(self.relay)
-        identity = issue(self._record.authority, "door", self._now())
-        files = plan.Files(authority=self._record.authority.certificate, own=identity).named()
+        identity = issue(authority, "door", self._now())
+        files = plan.Files(authority=authority.certificate, own=identity).named()
         for name, content in files.items():
             write_private(folder / f"door-{name}", content)
         port = await self._door.port_to(Target(lease_id=scheduler.lease_id, port=scheduler.port))
@@ -148,10 +143,9 @@ class Fleet:
         """How it is."""
         scheduler = self._scheduler()
         networks = {member.network for member in self._members.values() if member.is_met}
-        workers = tuple(self._worker_view(process) for process in self._workers())
-        direct = sum(
-            1 for process in self._workers() for member in self._others(process) if member.network == self._of(process)
-        )
+        workers = tuple(self._news.worker_view(p, self._members.get(p.lease_id)) for p in self._workers())
+        shared = sum(1 for p in self._workers() for member in self._others(p) if member.network == self._of(p))
+        direct, relayed = count_ways(self._ways, self._doors, networks)
         return DaskView(
             state=self._state(scheduler),
             head=self._record.head,
@@ -159,10 +153,12 @@ class Fleet:
             generation=self._record.generation,
             address=scheduler.address if scheduler else "",
             workers=workers,
-            tasks=self._tasks,
-            relayed=self._ways.count(networks),
-            direct=direct,
+            tasks=self._news.tasks,
+            relayed=relayed,
+            direct=shared + direct,
             relayed_bytes=self.relay.relayed_bytes,
+            staged_bytes=self._staging.direct_bytes,
+            ways=way_views(self._doors),
             notices=tuple(self._notices),
         )
 
@@ -197,12 +193,18 @@ class Fleet:
                 self._told(member, report)
             case wire.DaskStatus() if lease_id == self._record.head:
                 self._status(report)
+            case DoorReport() | DoorProbed() | RouteBroken():
+                self._doors.heard(lease_id, report)
+            case BlobFetched():
+                self._staging.heard(lease_id, report)
             case _ if isinstance(report, STREAM_MESSAGES):
                 self.relay.take(lease_id, report)
 
     def _met(self, member: Member, report: wire.AgentReady) -> None:
         """A fresh contact: no stream that was there before is there any more."""
         self._ways.forget_member(member.lease_id)
+        self._doors.meet(member)
+        self._staging.meet(member.lease_id)
         member.meet(report, self._clock.monotonic_s())
         self.relay.join(member.lease_id, member.node.talk.send)
         for process in self._processes.values():
@@ -234,18 +236,7 @@ class Fleet:
             self._lose_head(f"the scheduler on {member.name} ended ({reason.splitlines()[0] if reason else ''})")
 
     def _status(self, report: wire.DaskStatus) -> None:
-        self._stats = {worker.name: worker for worker in report.workers}
-        self._tasks = DaskTasks(
-            at_ms=self._clock.now_ms(),
-            waiting=report.waiting,
-            queued=report.queued,
-            unrunnable=report.unrunnable,
-            processing=report.processing,
-            in_memory=report.in_memory,
-            erred=report.erred,
-            occupancy_s=max(0.0, min(report.occupancy_s, 1e9)),
-            poisoned=tuple(key[:200] for key in report.poisoned[:20]),
-        )
+        self._news.take(report, self._clock.now_ms())
         self._note_work()
         for name in report.retired:
             process = self._processes.get(name)
@@ -255,7 +246,7 @@ class Fleet:
 
     def _note_work(self) -> None:
         """Nodes whose workers have tasks are not idle, though no cell runs there; nor is the head meanwhile."""
-        busy = {p.lease_id for p in self._workers() if (s := self._stats.get(p.name)) is not None and s.processing}
+        busy = {p.lease_id for p in self._workers() if self._news.has_work(p.name)}
         for lease_id in busy | ({self._record.head} if busy else set()):
             if (member := self._members.get(lease_id)) is not None:
                 member.node.talk.progress.other_work_ms = self._clock.now_ms()
@@ -268,6 +259,7 @@ class Fleet:
             if process.is_scheduler:
                 self._lose_head("the scheduler's node does not run it any more")
         self._give_up_silent()
+        self._doors.tend(list(self._met_members()), self._worker_ports())
         wish = self._record.wish
         if wish is None:
             self._stop_all(lambda _: True)
@@ -321,7 +313,7 @@ class Fleet:
         generation = self._record.generation + 1
         self._change(head=lease_id, head_reason=reason, generation=generation)
         self._stop_all(lambda _: True)
-        self._stats, self._tasks = {}, DaskTasks()
+        self._news = News()
         member = self._members[lease_id]
         process = self._new_process(member, f"scheduler-{generation}", slot=None, gpu=None)
         process.is_scheduler = True
@@ -420,6 +412,18 @@ class Fleet:
         now = [process for process in self._processes.values() if process.generation == self._record.generation]
         self._ways.make(now, list(self._met_members()), self._record.head)
 
+    def _worker_ports(self) -> dict[str, tuple[int, ...]]:
+        """Of each node, the ports of its workers, which others may reach directly.
+
+        A scheduler is reached through the relay alone: a worker whose connection to it breaks ends for good, and only
+        the relay's connections outlive a broken network. Between workers Dask asks again.
+        """
+        ports: dict[str, tuple[int, ...]] = {}
+        for process in self._workers():
+            if process.generation == self._record.generation:
+                ports[process.lease_id] = (*ports.get(process.lease_id, ()), process.port)
+        return ports
+
     def _port_is_taken(self, port: int) -> None:
         """By somebody else, on a node that has to listen there: the process starts again on other ports."""
         self._stop_all(lambda process: port in (process.port, process.nanny_port))
@@ -435,9 +439,7 @@ class Fleet:
 
     def _ready_members(self) -> list[Member]:
         """Those that can be worked with: a worker without the user's own modules would die of the first task."""
-        return [
-            member for member in self._met_members() if member.node.link_state == "up" and member.node.code.is_current
-        ]
+        return [member for member in self._met_members() if member.is_up and member.node.code.is_current]
 
     def _scheduler(self) -> Process | None:
         return next((p for p in self._processes.values() if p.is_scheduler and p.lease_id == self._record.head), None)
@@ -452,11 +454,17 @@ class Fleet:
     def _others(self, process: Process) -> Iterator[Member]:
         return (member for member in self._met_members() if member.lease_id != process.lease_id)
 
-    def _files(self, member: Member) -> plan.Files:
+    def _authority(self) -> Identity:
+        if self._record.authority is None:
+            self._change(authority=new_authority("dask", self._now()))
         assert self._record.authority is not None
+        return self._record.authority
+
+    def _files(self, member: Member) -> plan.Files:
+        authority = self._authority()
         if member.identity is None:
-            member.identity = issue(self._record.authority, member.lease_id, self._now())
-        return plan.Files(authority=self._record.authority.certificate, own=member.identity)
+            member.identity = issue(authority, member.lease_id, self._now())
+        return plan.Files(authority=authority.certificate, own=member.identity)
 
     def _state(self, scheduler: Process | None) -> Literal["off", "waiting", "starting", "running"]:
         if self._record.wish is None:
@@ -464,24 +472,6 @@ class Fleet:
         if scheduler is None:
             return "waiting"
         return "running" if scheduler.state == "running" else "starting"
-
-    def _worker_view(self, process: Process) -> DaskWorkerView:
-        stats = self._stats.get(process.name)
-        member = self._members.get(process.lease_id)
-        is_retiring = process.state == "running" and member is not None and member.is_retiring
-        return DaskWorkerView(
-            name=process.name,
-            lease_id=process.lease_id,
-            state="retiring" if is_retiring else process.state,
-            address=process.address,
-            gpu=process.gpu,
-            processing=stats.processing if stats else 0,
-            in_memory=stats.in_memory if stats else 0,
-            memory_bytes=stats.memory_bytes if stats else 0,
-            memory_limit=stats.memory_limit if stats else 0,
-            nthreads=stats.nthreads if stats else 0,
-            occupancy_s=stats.occupancy_s if stats else 0.0,
-        )
 
     def _notice(self, text: str) -> None:
         logger.warning("%s", text)

@@ -6,9 +6,11 @@ from typing import Literal
 
 import msgspec
 
+from jupyter_gpumarket.api import DaskWish
 from jupyter_gpumarket.cluster.authority import Identity
 from jupyter_gpumarket.cluster.dask_plan import Candidate
 from jupyter_gpumarket.cluster.node import Node
+from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.wire.messages import AgentReady
 
 LONGEST_WAIT_S = 30.0
@@ -29,6 +31,17 @@ class Process(msgspec.Struct, kw_only=True):
     address: str = ""
     started_s: float = 0.0
     is_unsure: bool = False
+
+
+class FleetRecord(Record, frozen=True, kw_only=True):
+    """dask.json. `wish` of None: no Dask is wanted. `head` is the lease of the scheduler of this generation."""
+
+    wish: DaskWish | None = None
+    authority: Identity | None = None
+    generation: int = 0
+    head: str = ""
+    head_reason: str = ""
+    processes: tuple[Process, ...] = ()
 
 
 class Member:
@@ -54,6 +67,11 @@ class Member:
     @property
     def name(self) -> str:
         return self.node.record.attach.name
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its agent can be spoken to at this moment."""
+        return self.is_met and not self.is_given_up and self.node.link_state == "up"
 
     @property
     def gpu_count(self) -> int:

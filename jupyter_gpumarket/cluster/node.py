@@ -46,6 +46,7 @@ from jupyter_gpumarket.models import Notice
 from jupyter_gpumarket.nodes import Installed, backoff_s
 from jupyter_gpumarket.wire import messages as wire
 from jupyter_gpumarket.wire.bulk import TakeBlob
+from jupyter_gpumarket.wire.door import DoorOrder, DoorReports
 from jupyter_gpumarket.wire.mapping import MapOrder, MapReport
 from jupyter_gpumarket.wire.peer import Peer, Reader, Writer
 from jupyter_gpumarket.wire.syncing import CodeTaken, TakeCode
@@ -108,8 +109,8 @@ class Node:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._peer = Peer(
             boot_id=os.urandom(8).hex(),
-            receives=wire.Report | MapReport | CodeTaken,
-            sends=wire.Order | MapOrder | TakeBlob | TakeCode,
+            receives=wire.Report | MapReport | CodeTaken | DoorReports,
+            sends=wire.Order | MapOrder | TakeBlob | TakeCode | DoorOrder,
             on_attached=self._on_attached,
         )
         self.talk = Talk(
@@ -144,6 +145,11 @@ class Node:
     def link_state(self) -> LinkState:
         """How the link is."""
         return self._link_state
+
+    @property
+    def round_trip_ms(self) -> float | None:
+        """There and back over the link, where it is up."""
+        return self._peer.round_trip_ms if self._peer.attached else None
 
     @property
     def is_ready(self) -> bool:
@@ -295,7 +301,7 @@ class Node:
             name=self.record.attach.name,
             link=self._link_state,
             link_detail=self.link_detail,
-            round_trip_ms=self._peer.round_trip_ms if self._peer.attached else None,
+            round_trip_ms=self.round_trip_ms,
             phase=self._phase,
             steps=tuple(self._steps.values()),
             sessions=tuple(sorted(self.talk.sessions)),

@@ -13,13 +13,13 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from jupyter_gpumarket.api import GpuUse, NodeUse
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.bulk import Bulk
+from jupyter_gpumarket.cluster.inputs import Inputs
 from jupyter_gpumarket.cluster.outputs import OutputFetcher
 from jupyter_gpumarket.cluster.progress import Facts, RunProgress
 from jupyter_gpumarket.cluster.runs import Run, RunStore
@@ -27,7 +27,6 @@ from jupyter_gpumarket.codecs import Limits, strict_json
 from jupyter_gpumarket.errors import BadRequest, CodecError, PeerRestarted
 from jupyter_gpumarket.models import RunStatus
 from jupyter_gpumarket.wire import messages as wire
-from jupyter_gpumarket.wire.bulk import TakeBlob
 from jupyter_gpumarket.wire.mapping import MapReady, MapReport
 from jupyter_gpumarket.wire.peer import Peer
 from jupyter_gpumarket.wire.syncing import CodeTaken
@@ -61,10 +60,11 @@ class Talk:
     ) -> None:
         self._lease_id = lease_id
         self._peer = peer
+        self._bulk = bulk
         self._runs = runs
-        self._blobs = blobs
         self._on_agent = on_agent
         self._deadline = deadline
+        self.inputs = Inputs(blobs, peer.send, bulk)
         self.progress = RunProgress(lease_id, runs, clock, facts)
         self.agent = ""
         self.sessions: set[str] = set()
@@ -77,13 +77,9 @@ class Talk:
         self._epoch = 0
         self._sent: set[str] = set()
         self._unsaved: set[str] = set()
-        self._stored: set[str] = set()
-        self._storing: dict[str, asyncio.Future[None]] = {}
         self._fetchers: dict[str, OutputFetcher] = {}
         self._settling: dict[str, asyncio.Task[None]] = {}
-        self._putting = asyncio.Lock()
         self._saving: dict[str, float] = {}
-        self._bulk = bulk
         self.on_leaving: Callable[[wire.Leaving], None] = lambda _report: None
         # Set by whoever runs maps: a contact with an agent begins, and what the agent says of its maps.
         self.on_contact: Callable[[], None] = lambda: None
@@ -188,58 +184,13 @@ class Talk:
         await self._peer.send(wire.Tail(run_id=run.run_id, after=run.log.agent_upto))
 
     async def bring_blob(self, sha256: str) -> None:
-        """Bring an input over, unless the agent has it. One at a time: pieces of one blob must not be mixed.
+        """Bring an input over, unless the agent has it.
 
         Raises:
             BadRequest: the node cannot keep it.
             OSError, TimeoutError: it is gone here, or the agent was restarted.
         """
-        async with self._putting:
-            await self._send_blob(sha256)
-
-    async def _send_blob(self, sha256: str) -> None:
-        if sha256 in self._stored:
-            return
-        path = self._blobs.path(sha256)
-        size = path.stat().st_size
-        if size > wire.MAX_CHUNK_BYTES and await self._has_blob(sha256, size):
-            return
-        if self._bulk is not None and self._bulk.is_for(size) and await self._send_bulk(path, sha256, size):
-            return
-        stored = self._storing[sha256] = asyncio.get_running_loop().create_future()
-        with path.open("rb") as file:
-            offset, is_last = 0, False
-            while not is_last and not stored.done():
-                data = file.read(wire.MAX_CHUNK_BYTES)
-                is_last = offset + len(data) >= size
-                await self._peer.send(wire.PutBlob(sha256=sha256, offset=offset, data=data, last=is_last))
-                offset += len(data)
-        await stored
-
-    async def _send_bulk(self, path: Path, sha256: str, size: int) -> bool:
-        """Bring a large input over beside the channel; whether the agent has it now."""
-        assert self._bulk is not None
-        outcome = await self._bulk.send(path, sha256, size)
-        if outcome == "no":
-            return False
-        taken = self._storing[sha256] = asyncio.get_running_loop().create_future()
-        await self._peer.send(TakeBlob(sha256=sha256, size=size, is_checked=outcome == "checked"))
-        try:
-            await taken
-        except BadRequest as error:
-            logger.info("a large input goes through the channel: %s", error)
-            return False
-        return True
-
-    async def _has_blob(self, sha256: str, size: int) -> bool:
-        """Ask by an empty last piece: whoever has the blob says so, whoever has not refuses the piece."""
-        asked = self._storing[sha256] = asyncio.get_running_loop().create_future()
-        await self._peer.send(wire.PutBlob(sha256=sha256, offset=size, data=b"", last=True))
-        try:
-            await asked
-        except BadRequest:
-            return False
-        return True
+        await self.inputs.bring(sha256)
 
     async def _save(self) -> None:
         """Tell the node what is safe here, in the rhythm of the disk rather than of the messages."""
@@ -288,12 +239,7 @@ class Talk:
         self._is_synced = False
         self._epoch += 1
         self._sent.clear()
-        self._stored.clear()
-        for waiting in self._storing.values():
-            if not waiting.done():
-                waiting.set_exception(TimeoutError("the agent was restarted"))
-                waiting.exception()
-        self._storing.clear()
+        self.inputs.forget_contact()
         for task in self._settling.values():
             task.cancel()
         self._settling.clear()
@@ -372,15 +318,7 @@ class Talk:
             fetcher.take(report)
 
     def _on_blob(self, report: wire.BlobStored) -> None:
-        waiting = self._storing.pop(report.sha256, None)
-        if not report.error:
-            self._stored.add(report.sha256)
-        if waiting is None or waiting.done():
-            return
-        if report.error:
-            waiting.set_exception(BadRequest(report.error[:500]))
-        else:
-            waiting.set_result(None)
+        self.inputs.stored(report)
 
     def _on_session(self, report: wire.SessionReport) -> None:
         if report.state in ("dead", "closed"):

@@ -41,9 +41,9 @@ class Ways:
         """Whether somebody in the network listens on the port already."""
         return (network, port) in self._carriers and (network, port) not in self._opening
 
-    def count(self, networks: Collection[str]) -> int:
-        """How many ports are listened on in these networks."""
-        return sum(1 for network, _ in self._carriers if network in networks)
+    def listening(self, networks: Collection[str]) -> list[tuple[str, int]]:
+        """Who listens on which port in these networks."""
+        return [(lease_id, port) for (network, port), lease_id in self._carriers.items() if network in networks]
 
     def forget_member(self, lease_id: str) -> None:
         """What a member listened on is closed; others take over."""

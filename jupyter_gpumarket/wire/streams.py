@@ -21,6 +21,8 @@ MAX_STREAMS = 1000
 CONNECT_TIMEOUT_S = 10.0
 
 Send = Callable[[Any], Awaitable[None]]
+# Carries an accepted connection by a way of its own, where there is one for the port; False: there is none.
+Direct = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
 
 
 def free_port() -> int:
@@ -34,8 +36,9 @@ def free_port() -> int:
 class Streams:
     """All streams of this end."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, direct: Direct | None = None) -> None:
         self._send = send
+        self._direct = direct
         self._streams: dict[int, Stream] = {}
         self._listeners: dict[int, asyncio.Server] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,6 +110,8 @@ class Streams:
         await self._send(OpenStream(stream=order.stream, port=port, listen=True))
 
     async def _offer(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._direct is not None and await self._direct(port, reader, writer):
+            return
         self._accepted += 1
         stream = self._streams[-self._accepted] = Stream(-self._accepted, self._send)
         await self._send(OpenStream(stream=stream.number, port=port))

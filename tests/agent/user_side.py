@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_gpumarket.errors import PeerRestarted
+from jupyter_gpumarket.wire.door import DoorReports
 from jupyter_gpumarket.wire.messages import (
     Execute,
     Report,
@@ -35,7 +36,7 @@ class UserSide:
         self.session = "main"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "agent.json").write_text(json.dumps({"lease_id": "lease", "obey_s": 1.0, **settings}))
-        self.peer = Peer(boot_id=uuid.uuid4().hex, receives=Report)
+        self.peer = Peer(boot_id=uuid.uuid4().hex, receives=Report | DoorReports)
         self.reports: list[Any] = []
         self.restarts = 0
         self.agent: asyncio.subprocess.Process | None = None

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from jupyter_gpumarket.errors import PeerRestarted
 from jupyter_gpumarket.wire import messages as wire
+from jupyter_gpumarket.wire.door import DoorOrder
 from jupyter_gpumarket.wire.peer import Peer
 
 
@@ -74,7 +75,7 @@ class FakeNode:
 
     def _begin(self) -> None:
         self.pid = next(self._pids)
-        self.peer = Peer(boot_id=os.urandom(8).hex(), receives=wire.Order, sends=wire.Report, answers=True)
+        self.peer = Peer(boot_id=os.urandom(8).hex(), receives=wire.Order | DoorOrder, sends=wire.Report, answers=True)
         self.receiving = self._spawn(self._receive(self.peer))
 
     async def __aenter__(self) -> Self:

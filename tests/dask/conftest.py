@@ -15,7 +15,7 @@ import pytest_asyncio
 from jupyter_gpumarket.api import DaskView, DaskWish, NodeView, RunView
 from jupyter_gpumarket.config import write_private
 from tests.cluster.conftest import ClusterUnderTest, FakeBroker, text_of
-from tests.dask.nodes import ClusterNode
+from tests.dask.nodes import Bridge, ClusterNode
 from tests.nodes.far import require_namespaces
 from tests.nodes.openssh import require_sshd
 
@@ -25,8 +25,9 @@ PATIENCE_S = 90.0
 class DaskCluster:
     """The process, its nodes, and what tests do with them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bridge: Bridge | None = None) -> None:
         self.folder = folder
+        self.bridge = bridge
         cluster = folder / "cluster"
         cluster.mkdir(mode=0o700)
         write_private(cluster / "start.json", b'{"cluster_id": "cluster-dask"}')
@@ -36,7 +37,7 @@ class DaskCluster:
 
     async def add_node(self, *, is_apart: bool) -> ClusterNode:
         number = len(self.nodes)
-        node = ClusterNode(self.folder / f"n{number}", number, is_apart=is_apart)
+        node = ClusterNode(self.folder / f"n{number}", number, is_apart=is_apart, bridge=self.bridge)
         self.nodes.append(node)
         await self.process.attach(
             "",
@@ -92,6 +93,8 @@ class DaskCluster:
             self.process.terminate(30)
         for node in self.nodes:
             node.stop()
+        if self.bridge is not None:
+            self.bridge.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -103,9 +106,20 @@ async def apart(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DaskC
         yield cluster
 
 
-async def running(folder: Path, count: int, *, is_apart: bool, **wish: object) -> AsyncIterator[DaskCluster]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def near(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DaskCluster]:
+    """Three nodes in network namespaces that share a network of their own."""
+    require_sshd()
+    require_namespaces()
+    async for cluster in running(tmp_path_factory.mktemp("near"), 3, is_apart=True, bridge=Bridge()):
+        yield cluster
+
+
+async def running(
+    folder: Path, count: int, *, is_apart: bool, bridge: Bridge | None = None, **wish: object
+) -> AsyncIterator[DaskCluster]:
     """A cluster of so many nodes, with Dask."""
-    cluster = DaskCluster(folder)
+    cluster = DaskCluster(folder, bridge)
     try:
         cluster.broker.start()
         await cluster.process.start()

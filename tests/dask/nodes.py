@@ -20,10 +20,52 @@ from tests.nodes.far import cut, run
 from tests.nodes.openssh import Sshd
 
 
+class Bridge:
+    """A network of the nodes' own, in which the user's side has no part: nodes on it reach each other."""
+
+    def __init__(self) -> None:
+        tag = secrets.token_hex(2)
+        number = int(tag, 16)
+        self._net = f"10.{200 + number % 30}.{number // 30 % 250}"
+        # The bridge stands in a namespace of its own, so that this machine has no address on it.
+        self.name = f"gmb-{tag}"
+        self._ports: list[str] = []
+        run("ip", "netns", "add", self.name)
+        run("ip", "-n", self.name, "link", "add", "lan", "type", "bridge")
+        run("ip", "-n", self.name, "link", "set", "lan", "up")
+
+    def address(self, number: int) -> str:
+        """A node's address on it."""
+        return f"{self._net}.{number + 1}"
+
+    def join(self, namespace: str, number: int) -> None:
+        """Give a node a card on it."""
+        port, card = f"p{number}", f"{self.name}{number}"
+        run("ip", "-n", namespace, "link", "add", card, "type", "veth", "peer", "name", port, "netns", self.name)
+        run("ip", "-n", namespace, "addr", "add", f"{self.address(number)}/24", "dev", card)
+        run("ip", "-n", namespace, "link", "set", card, "up")
+        run("ip", "-n", self.name, "link", "set", port, "master", "lan")
+        run("ip", "-n", self.name, "link", "set", port, "up")
+        self._ports.append(port)
+
+    def cut(self) -> None:
+        """Nothing gets through any more, and nobody is told."""
+        for port in self._ports:
+            run("ip", "-n", self.name, "link", "set", port, "nomaster")
+
+    def mend(self) -> None:
+        """All is well again."""
+        for port in self._ports:
+            run("ip", "-n", self.name, "link", "set", port, "master", "lan")
+
+    def close(self) -> None:
+        subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
+
+
 class ClusterNode:
     """One node: its server, its home, its own network or the machine's."""
 
-    def __init__(self, folder: Path, number: int, *, is_apart: bool) -> None:
+    def __init__(self, folder: Path, number: int, *, is_apart: bool, bridge: Bridge | None = None) -> None:
         self.number = number
         self.lease_id = f"lease-{number}"
         self.name = f"node-{number}"
@@ -33,6 +75,8 @@ class ClusterNode:
         environment = {"HOME": str(self.home), "GPUMARKET_PYTHON": sys.executable}
         host, namespace = ("127.0.0.1", "") if not is_apart else self._lay_network()
         self.namespace = namespace
+        if bridge is not None:
+            bridge.join(namespace, number)
         self.sshd = Sshd(folder / "sshd", host=host, namespace=namespace, environment=environment).start()
 
     def _lay_network(self) -> tuple[str, str]:
