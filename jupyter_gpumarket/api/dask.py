@@ -97,8 +97,8 @@ class DaskView(Record, frozen=True, kw_only=True):
     """GET /v1/dask. `head` is the lease on which the scheduler runs: cells sent there find `client`.
 
     `generation` counts schedulers: a greater one than before means that the former scheduler is lost, with its futures.
-    `relayed` and `direct` count the ways between nodes, through the links and without them; `ways` says why (of very
-    many nodes, of some). `staged_bytes`: of inputs that nodes got from each other.
+    `relayed` and `direct` count the ways between nodes to each other's workers, through the links and without them;
+    `ways` says why (of very many nodes, of some). `staged_bytes`: of inputs that nodes got from each other.
     """
 
     state: Literal["off", "waiting", "starting", "running"]

@@ -145,7 +145,7 @@ class Fleet:
         networks = {member.network for member in self._members.values() if member.is_met}
         workers = tuple(self._news.worker_view(p, self._members.get(p.lease_id)) for p in self._workers())
         shared = sum(1 for p in self._workers() for member in self._others(p) if member.network == self._of(p))
-        direct, relayed = count_ways(self._ways, self._doors, networks)
+        direct, relayed = count_ways(self._ways, self._doors, networks, self._workers())
         return DaskView(
             state=self._state(scheduler),
             head=self._record.head,

@@ -59,9 +59,10 @@ class News:
         )
 
 
-def count_ways(ways: Ways, doors: Doors, networks: Collection[str]) -> tuple[int, int]:
-    """How many of the ports that nodes listen on lead directly to the other node, and how many through the relay."""
-    listening = ways.listening(networks)
+def count_ways(ways: Ways, doors: Doors, networks: Collection[str], workers: Collection[Process]) -> tuple[int, int]:
+    """How many of the ways to workers of another node lead there directly, and how many through the relay."""
+    ports = {process.port for process in workers}
+    listening = [(lease_id, port) for lease_id, port in ways.listening(networks) if port in ports]
     direct = sum(1 for lease_id, port in listening if doors.is_direct(lease_id, port))
     return direct, len(listening) - direct
 

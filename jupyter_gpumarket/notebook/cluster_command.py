@@ -39,6 +39,7 @@ READY_PATIENCE_S = 900.0
 RELEASE_PATIENCE_S = 60.0
 WORDS = ("status", "why", "scale", "adapt", "release")
 MAX_NODES = 1000
+MAX_WAYS = 30
 
 
 def add_cluster_arguments(parser: Any) -> None:
@@ -221,6 +222,17 @@ class ClusterCommand:
         if view.dask and view.dask.head:
             head = next((lease.name for lease in view.leases if lease.lease_id == view.dask.head), "")
             self._stage.say(f"head: {one_line(head)}: {one_line(view.dask.head_reason, 300)}")
+        if view.dask and view.dask.ways:
+            names = {lease.lease_id: one_line(lease.name, 60) for lease in view.leases}
+            ways = tuple(
+                (
+                    f"{names.get(way.from_lease, '?')} → {names.get(way.to_lease, '?')}",
+                    "direct" if way.is_direct else "relayed",
+                    one_line(way.reason, 200),
+                )
+                for way in view.dask.ways[:MAX_WAYS]
+            )
+            self._stage.table(Table(title="between nodes", headers=("way", "how", "why"), rows=ways))
         self._say_notices(view)
 
     def _say_notices(self, view: ClusterView) -> None:

@@ -205,7 +205,7 @@ class MapRunner:
         map_id = f"map{secrets.token_hex(6)}"
         self._announce(map_id, 1, leases, owner, plan.code)
         inputs = encode_inputs(plan.options.inputs, self._notebook.namespace, self._notebook.data)
-        refs = send_inputs(inputs, cluster, self._stage, next(iter(leases.values()), None))
+        refs = send_inputs(inputs, cluster, self._stage, *leases.values())
         total = len(plan.items) + sum(data.size for data in plan.large.values())
         if plan.large:
             self._stage.say(f"sending {plan.items_count} items: {size_words(total)}, each to the node that runs it")

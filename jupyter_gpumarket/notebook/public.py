@@ -188,12 +188,16 @@ def put(value: Any, *, stage: bool = False) -> Data:
     if not stage:
         return data
     client = connect()
-    for view in client.leases(nodes=False):
-        if view.lease.state is LeaseState.READY:
-            print(f"{one_line(view.lease.name)}: {transfer_words(data.size, view.lease)}", file=sys.stderr)  # noqa: T201
-            with client.cluster(view.lease.lease_id) as cluster:
-                cluster.give_file(data.path, data.sha256)
-                cluster.stage(view.lease.lease_id, data.sha256)
+    ready = [view.lease for view in client.leases(nodes=False) if view.lease.state is LeaseState.READY]
+    for number, lease in enumerate(ready):
+        with client.cluster(lease.lease_id) as cluster:
+            ways = cluster.dask().ways if number else ()
+            former = {one.lease_id for one in ready[:number]}
+            is_near = any(way.is_direct and way.from_lease == lease.lease_id and way.to_lease in former for way in ways)
+            words = transfer_words(data.size, lease) + ("; from another node, which has it then" if is_near else "")
+            print(f"{one_line(lease.name)}: {words}", file=sys.stderr)  # noqa: T201
+            cluster.give_file(data.path, data.sha256)
+            cluster.stage(lease.lease_id, data.sha256)
     return data
 
 

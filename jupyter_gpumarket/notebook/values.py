@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import msgspec
 
 from jupyter_gpumarket import codecs
-from jupyter_gpumarket.api import InputRef, RunView
+from jupyter_gpumarket.api import DaskView, InputRef, RunView
 from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import ClusterClient
 from jupyter_gpumarket.clock import Clock, in_words
@@ -86,15 +86,20 @@ def input_value(name: str, namespace: Mapping[str, Any], *, argument: str = "-i"
 
 
 def send_inputs(
-    values: list[InputValue], cluster: ClusterClient, stage: Stage, lease: Lease | None = None
+    values: list[InputValue], cluster: ClusterClient, stage: Stage, lease: Lease | None = None, *others: Lease
 ) -> tuple[InputRef, ...]:
-    """Put the bytes where the run finds them. Blobs go by content, so a second try sends nothing twice."""
+    """Put the bytes where the run finds them. Blobs go by content, so a second try sends nothing twice.
+
+    `others`: nodes beside the lease's that need them too.
+    """
     for value in values:
         if value.handle is None:
             cluster.put_blob(value.data)
             continue
         if not cluster.has_blob(value.handle.sha256):
-            stage.say(f"sending {value.name}: {transfer_words(value.size, lease)}")
+            leases = [one.lease_id for one in (lease, *others) if one is not None]
+            more = f"; {crossing_words(cluster.dask(), leases)}" if others else ""
+            stage.say(f"sending {value.name}: {transfer_words(value.size, lease)}{more}")
         cluster.give_file(value.handle.path, value.handle.sha256)
     return tuple(value.ref for value in values)
 
@@ -108,6 +113,16 @@ def transfer_words(size: int, lease: Lease | None) -> str:
     traffic = lease.offer.billing.ingress_nusd_gib * size // 1024**3
     time_nusd = cost_nusd(lease.price_nusd_hour, round(seconds * 1000))
     return f"{words}: at most {format_usd(time_nusd, places=4)} of the node's time, traffic {format_usd(traffic)}"
+
+
+def crossing_words(view: DaskView, leases: Sequence[str]) -> str:
+    """How often something for these nodes crosses the line of this machine: once, where they reach each other."""
+    pairs = {(way.from_lease, way.to_lease) for way in view.ways if way.is_direct}
+    takers = sum(any((one, former) in pairs for former in leases[:n]) for n, one in enumerate(leases))
+    times = len(leases) - takers
+    if not takers:
+        return f"to each of {len(leases)} nodes from here, for they do not reach each other directly"
+    return f"{'once' if times == 1 else f'{times} times'} from here, and from node to node to {takers} of {len(leases)}"
 
 
 def fetch_outputs(

@@ -93,6 +93,10 @@ class ClusterNode:
         run("ip", "-n", name, "link", "set", "lo", "up")
         return f"{net}.{low + 2}", name
 
+    def sent_bytes(self) -> int:
+        """What has gone to the node over the one way between it and the user's side."""
+        return int(Path(f"/sys/class/net/{self._near}/statistics/tx_bytes").read_text())
+
     @property
     def folder(self) -> Path:
         return self.home / ".gpumarket" / self.lease_id

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable
+
 import pytest
 
 from jupyter_gpumarket.api import DaskView
@@ -64,3 +70,97 @@ with dask.config.set({"dataframe.shuffle.method": "p2p"}):
     assert run.status is RunStatus.OK, (text, run.traceback)
     assert text.split() == ["2400000", str(6 * sum(range(400_000)) + 400_000 * 15)]
     assert (await near.view()).relayed_bytes - before.relayed_bytes < 5_000_000
+
+
+async def put(cluster: DaskCluster, content: bytes) -> str:
+    """Have the cluster process keep an input; its hash."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    reply = await cluster.process.call("PUT", f"/v1/blobs/{sha256}", content=content)
+    assert reply.status_code < 300, reply.text
+    return sha256
+
+
+async def stage(cluster: DaskCluster, sha256: str, *numbers: int) -> None:
+    """Have nodes get an input, side by side."""
+
+    async def one(number: int) -> None:
+        lease_id = cluster.nodes[number].lease_id
+        reply = await cluster.process.call("POST", f"/v1/nodes/{lease_id}/blobs/{sha256}")
+        assert reply.status_code == 200, reply.text
+
+    await asyncio.gather(*(one(number) for number in numbers))
+
+
+async def until(holds: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.005)
+
+
+async def test_an_input_for_three_nodes_crosses_the_users_line_once(near: DaskCluster) -> None:
+    """All three have it, whole; two of them got it from a node, and the user's side sent it a single time."""
+    before = await near.until(is_direct, "all ways between workers are direct")
+    content = os.urandom(20_000_000)
+    sha256 = await put(near, content)
+    sent = sum(node.sent_bytes() for node in near.nodes)
+
+    await stage(near, sha256, 0, 1, 2)
+
+    assert [(node.folder / "blobs" / sha256).read_bytes() == content for node in near.nodes] == [True] * 3
+    assert sum(node.sent_bytes() for node in near.nodes) - sent < 1.3 * len(content)
+    assert (await near.view()).staged_bytes - before.staged_bytes == 2 * len(content)
+
+
+async def test_a_node_that_holds_other_bytes_costs_only_the_way_round(near: DaskCluster) -> None:
+    """Where a node has put something else in an input's place, the others get the right one from the user's side."""
+    await near.until(is_direct, "all ways between workers are direct")
+    content = os.urandom(8_000_000)
+    sha256 = await put(near, content)
+    await stage(near, sha256, 0)
+    (near.nodes[0].folder / "blobs" / sha256).write_bytes(bytes(len(content)))
+
+    await stage(near, sha256, 1)
+
+    assert (near.nodes[1].folder / "blobs" / sha256).read_bytes() == content
+
+
+async def test_a_cut_network_sends_inputs_on_from_here(near: DaskCluster) -> None:
+    """When the way between nodes breaks in the middle of an input, the user's side sends what is missing, no more."""
+    await near.until(is_direct, "all ways between workers are direct")
+    assert near.bridge is not None
+    content = os.urandom(150_000_000)
+    sha256 = await put(near, content)
+    giver, taker = 2, 1
+    await stage(near, sha256, giver)
+    part = near.nodes[taker].folder / "blobs" / f"{sha256}.in"
+    sent = near.nodes[taker].sent_bytes()
+    staging = asyncio.create_task(stage(near, sha256, taker))
+    await until(lambda: part.exists() and part.stat().st_size > 20_000_000, "some of it has come from the other node")
+    near.bridge.cut()
+    try:
+        await asyncio.wait_for(staging, 120)
+    finally:
+        near.bridge.mend()
+
+    assert (near.nodes[taker].folder / "blobs" / sha256).read_bytes() == content
+    assert near.nodes[taker].sent_bytes() - sent < len(content) - 15_000_000
+
+
+async def test_a_cut_network_costs_no_worker_and_comes_back(near: DaskCluster) -> None:
+    """When the direct network is cut, the same workers go on through the relay; when it is mended, directly again."""
+    before = await near.until(is_direct, "all ways between workers are direct")
+    assert near.bridge is not None
+    await moved(near)
+    near.bridge.cut()
+    try:
+        assert await moved(near, timeout_s=120) > MEGABYTES * 1_000_000
+        assert (await near.view()).relayed > 0
+    finally:
+        near.bridge.mend()
+    after = await near.until(is_direct, "all ways are direct again")
+    # Connections that Dask keeps for later stay where they are; new ones go directly.
+    await near.run("client.run(lambda dask_worker: dask_worker.rpc.collect())")
+
+    assert await moved(near) < 1_000_000
+    assert {worker.name for worker in after.workers} == {worker.name for worker in before.workers}
