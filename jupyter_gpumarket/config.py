@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         project: the project that charges are booked on, unless a magic says otherwise.
         trust: marketplaces whose nodes are the user's own and may be trusted with results and display.
         sync: bring the user's own modules to nodes before each cell, as `--sync` does.
+        direct: let nodes that reach each other exchange data directly, through a port that opens to them alone.
         demo_gpus: take the GPU that a demo's machine is listed with for one; only for marketplaces on this computer.
         public_lists: show the public lists of marketplaces without an account too; they are asked over the internet.
         marketplaces: per marketplace its own options, such as `url`.
@@ -80,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     project: str = ""
     trust: tuple[str, ...] = ()
     sync: bool = False
+    direct: bool = True
     demo_gpus: bool = False
     public_lists: bool = True
     marketplaces: dict[str, dict[str, Any]] = {}

@@ -81,6 +81,7 @@ class StartFile(msgspec.Struct, frozen=True, kw_only=True):
     """What a cluster process is told at its start."""
 
     cluster_id: str
+    direct: bool = True
 
 
 class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +104,9 @@ class Clusters:
         broker_url: str,
         call_timeout_s: float = CALL_TIMEOUT_S,
         demos: AbstractSet[str] = frozenset(),
+        direct: bool = True,
     ) -> None:
+        self._direct = direct
         self._demos = demos
         self._folders = folders
         self._clock = clock
@@ -288,7 +291,7 @@ class Clusters:
 
     async def _start(self, cluster_id: str) -> ClusterFile:
         folder = self._folders.cluster(cluster_id)
-        write_private(folder / "start.json", msgspec.json.encode(StartFile(cluster_id=cluster_id)))
+        write_private(folder / "start.json", msgspec.json.encode(StartFile(cluster_id=cluster_id, direct=self._direct)))
         self._introduce(cluster_id)
         (folder / "cluster.json").unlink(missing_ok=True)
         child = _spawn(folder)

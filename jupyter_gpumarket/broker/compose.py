@@ -92,7 +92,13 @@ def compose(folders: Folders, *, tokens: TokenBook, redactor: Redactor, url: str
             listed=listed,
         )
         clusters = Clusters(
-            folders=folders, clock=clock, tokens=tokens, redactor=redactor, broker_url=url, demos=_demos(settings)
+            folders=folders,
+            clock=clock,
+            tokens=tokens,
+            redactor=redactor,
+            broker_url=url,
+            demos=_demos(settings),
+            direct=settings.direct,
         )
         engine = LeaseEngine(
             store=journal,

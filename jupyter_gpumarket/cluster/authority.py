@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -59,6 +60,7 @@ def issue(authority: Identity, name: str, now: dt.datetime) -> Identity:
     return _identity(builder.sign(ca_key, hashes.SHA256()), key)
 
 
+@lru_cache(maxsize=10_000)
 def member_name(name: str) -> str:
     """What a party's certificate calls it, in the form that TLS compares: no address, so it holds wherever it is."""
     return f"m{hashlib.sha256(name.encode()).hexdigest()[:40]}.gpumarket.internal"

@@ -47,6 +47,9 @@ class Doors:
         self._pairs: dict[tuple[str, str], _Pair] = {}
         self._claims: Counter[str] = Counter()
         self._numbers = itertools.count(1)
+        # Whether something has happened since routes were last compared.
+        self._is_news = True
+        self._here: list[str] = []
 
     # ── who is there, what is said ───────────────────────────────────────────────────────────────────────────────────
 
@@ -54,12 +57,14 @@ class Doors:
         """A fresh contact with an agent: what was ordered before is forgotten there."""
         self.leave(member.lease_id)
         self._doors[member.lease_id] = _Door(member)
+        self._is_news = True
 
     def leave(self, lease_id: str) -> None:
         """A node is gone, or begins anew."""
         door = self._doors.pop(lease_id, None)
         if door is not None:
             door.give_up()
+        self._is_news = True
         self._forget_pairs(lease_id)
 
     def heard(self, lease_id: str, report: DoorReport | DoorProbed | RouteBroken) -> None:
@@ -74,6 +79,7 @@ class Doors:
                 self._probed(door, report)
             case RouteBroken():
                 self._broken(door, report)
+        self._is_news = True
         self._changed()
 
     def way(self, from_lease: str, to_lease: str) -> plan.Way:
@@ -92,10 +98,11 @@ class Doors:
         pair = self._pairs.get((from_lease, to_lease))
         return doors[1].claim.reason == "" and (pair is None or pair.is_new)  # type: ignore[union-attr]
 
-    def is_direct(self, from_lease: str, port: int) -> bool:
-        """Whether a node has been told a direct way to this port."""
-        door = self._doors.get(from_lease)
-        return door is not None and any(port in route.ports for route in door.told.values())
+    def direct_ports(self) -> set[tuple[str, int]]:
+        """Each port to which a node has been told a direct way, with that node."""
+        return {
+            (key, port) for key, door in self._doors.items() for route in door.told.values() for port in route.ports
+        }
 
     def route(self, from_lease: str, to_lease: str) -> Route | None:
         """The way to a node's door, where there is a direct one."""
@@ -113,17 +120,23 @@ class Doors:
     def tend(self, members: Sequence[Member], ports: Mapping[str, tuple[int, ...]]) -> None:
         """Order what is missing. `ports`: of each lease, those that the others may reach."""
         here = [door for member in members if (door := self._doors.get(member.lease_id)) is not None]
+        if (leases := [door.lease_id for door in here]) != self._here:
+            self._here, self._is_news = leases, True
         if len(here) < 2:
             return
         for door in here:
             if not door.is_ordered:
                 self._open(door)
-            door.rule(ports.get(door.lease_id, ()))
+            if door.rule(ports.get(door.lease_id, ())):
+                self._is_news = True
         reachable = [door for door in here if door.claim.port]
         for door in here:
             if door.member.is_up:
                 self._look_from(door, reachable)
-            self._tell_routes(door, reachable)
+        if self._is_news:
+            self._is_news = False
+            for door in here:
+                self._tell_routes(door, reachable)
 
     async def share(self, holder: str, sha256: str, guest: str) -> bool:
         """Let a member have an input at a holder's door; whether the holder knows."""
@@ -158,6 +171,7 @@ class Doors:
                 continue
             pair = self._pairs.setdefault((door.lease_id, other.lease_id), _Pair())
             if pair.number and now - pair.asked_s > ANSWER_S:
+                self._is_news = True
                 pair.settle(plan.Way(reason=f"{door.member.name} did not say whether it reaches it"), now)
             if pair.number or now < pair.due_s or asked >= MAX_ASKED:
                 continue
@@ -255,13 +269,14 @@ class _Door:
     def lease_id(self) -> str:
         return self.member.lease_id
 
-    def rule(self, ports: tuple[int, ...]) -> None:
-        """Have these ports and what is shared be all that can be had there."""
+    def rule(self, ports: tuple[int, ...]) -> bool:
+        """Have these ports and what is shared be all that can be had there; whether that is news."""
         blobs = {sha256: tuple(sorted(guests)) for sha256, guests in self.shared.items()}
         if (self.wanted.ports, self.wanted.blobs) == (ports, blobs):
-            return
+            return False
         self.wanted = DoorRules(version=self.wanted.version + 1, ports=ports, blobs=blobs)
         self.member.node.talk.order(self.wanted)
+        return True
 
     def obey(self, version: int) -> None:
         """The agent keeps to the rules of this version."""

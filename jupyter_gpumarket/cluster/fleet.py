@@ -50,7 +50,7 @@ MAX_NOTICES = 20
 class Fleet:
     """The Dask processes of a cluster."""
 
-    def __init__(self, folder: Path, clock: Clock, rng: random.Random | None = None) -> None:
+    def __init__(self, folder: Path, clock: Clock, rng: random.Random | None = None, *, direct: bool = True) -> None:
         self._file = folder / "dask.json"
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - ports are no secrets
@@ -62,6 +62,7 @@ class Fleet:
         self._notices: list[str] = []
         self._door: LocalDoor | None = None
         self._ways = Ways(self.relay, taken=self._port_is_taken, changed=self._wake.set)
+        self._direct = direct
         self._doors = Doors(clock=clock, files=self._files, changed=self._wake.set)
         self._staging = Staging(self._doors, self._members)
         self._record = FleetRecord()
@@ -259,7 +260,8 @@ class Fleet:
             if process.is_scheduler:
                 self._lose_head("the scheduler's node does not run it any more")
         self._give_up_silent()
-        self._doors.tend(list(self._met_members()), self._worker_ports())
+        if self._direct:
+            self._doors.tend(list(self._met_members()), self._worker_ports())
         wish = self._record.wish
         if wish is None:
             self._stop_all(lambda _: True)

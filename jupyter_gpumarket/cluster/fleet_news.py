@@ -63,7 +63,7 @@ def count_ways(ways: Ways, doors: Doors, networks: Collection[str], workers: Col
     """How many of the ways to workers of another node lead there directly, and how many through the relay."""
     ports = {process.port for process in workers}
     listening = [(lease_id, port) for lease_id, port in ways.listening(networks) if port in ports]
-    direct = sum(1 for lease_id, port in listening if doors.is_direct(lease_id, port))
+    direct = len(doors.direct_ports().intersection(listening))
     return direct, len(listening) - direct
 
 

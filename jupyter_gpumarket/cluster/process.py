@@ -54,7 +54,7 @@ class Cluster:
         self.blobs = BlobStore(folder / "blobs")
         self.code = Code(folder, self.blobs)
         self.facts = FactQueue(folder, self.start.cluster_id)
-        self.dask = Fleet(folder, self.clock)
+        self.dask = Fleet(folder, self.clock, direct=self.start.direct)
         self._nodes_file = folder / "nodes.json"
         self._nodes: dict[str, Node] = {}
         self.maps = MapStore(folder / "maps", self)

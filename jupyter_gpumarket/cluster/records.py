@@ -10,12 +10,14 @@ from jupyter_gpumarket.nodes import Installed
 class Start(Record, frozen=True, kw_only=True):
     """start.json: who the process is. It stops itself after `idle_stop_s` seconds without a node.
 
-    `idle_tell_s`: how often the broker is told that a node has nothing to do.
+    `idle_tell_s`: how often the broker is told that a node has nothing to do. `direct`: whether nodes may open doors to
+    each other.
     """
 
     cluster_id: str
     idle_stop_s: float = 60.0
     idle_tell_s: float = 60.0
+    direct: bool = True
 
 
 class BrokerAddress(Record, frozen=True, kw_only=True):
