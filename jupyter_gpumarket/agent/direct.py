@@ -137,14 +137,14 @@ class DirectWays:
                 raise PermissionError(f"nothing may listen on this node ({ALLOWED})")
             self._door.open(order)
         except OSError as error:
-            self._tell(("door",), DoorReport(error=f"{error.strerror or error}"[:300]))
+            self._tell(("door",), DoorReport(addresses=_addresses(), error=f"{error.strerror or error}"[:300]))
             return
         self._report()
 
     def _report(self) -> None:
         report = DoorReport(
             port=self._door.port,
-            addresses=tuple(own_addresses()[:MAX_ADDRESSES]) if self._door.port else (),
+            addresses=_addresses(),
             version=self._door.rules.version,
             error="" if self._door.port else "no door is open",
         )
@@ -272,6 +272,11 @@ class DirectWays:
             finally:
                 writer.transport.abort()
             return have == 0 and digest.hexdigest() == order.sha256
+
+
+def _addresses() -> tuple[str, ...]:
+    """Also where no door is open: they tell where this node can look for others."""
+    return tuple(own_addresses()[:MAX_ADDRESSES])
 
 
 def _keep(file: IO[bytes], digest: Any, data: bytes) -> None:

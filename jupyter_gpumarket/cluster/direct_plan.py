@@ -74,13 +74,17 @@ def believed(port: int, addresses: Sequence[str], ssh_host: str) -> Claim:
         return Claim(reason=f"it names port {port}, which is no port of a door")
     if len(addresses) > MAX_CLAIMED:
         return Claim(reason=f"it names {len(addresses)} addresses; {MAX_CLAIMED} are the most")
+    return Claim(port=port, host="" if is_inner(ssh_host) else ssh_host, private=private_of(addresses))
+
+
+def private_of(addresses: Sequence[str]) -> tuple[str, ...]:
+    """The private ones of what a node says are its addresses."""
     private: list[str] = []
-    for text in addresses:
+    for text in addresses[:MAX_CLAIMED]:
         address = _address(text)
         if address is not None and any(address in net for net in PRIVATE if net.version == address.version):
             private.append(str(address))
-    host = "" if is_inner(ssh_host) else ssh_host
-    return Claim(port=port, host=host, private=tuple(dict.fromkeys(private)))
+    return tuple(dict.fromkeys(private))
 
 
 def tried(claim: Claim, own: Claim) -> tuple[str, ...]:

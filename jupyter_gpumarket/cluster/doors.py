@@ -92,11 +92,11 @@ class Doors:
 
     def is_looking(self, from_lease: str, to_lease: str) -> bool:
         """Whether it is not known yet how a node reaches another one, and will be soon."""
-        doors = self._doors.get(from_lease), self._doors.get(to_lease)
-        if any(door is None or not door.member.is_up for door in doors):
+        ends = [door for key in (from_lease, to_lease) if (door := self._doors.get(key)) is not None]
+        if len(ends) < 2 or not all(door.member.is_up and door.lease_id in self._here for door in ends):
             return False
         pair = self._pairs.get((from_lease, to_lease))
-        return doors[1].claim.reason == "" and (pair is None or pair.is_new)  # type: ignore[union-attr]
+        return not ends[1].claim.reason and (pair is None or pair.is_new)
 
     def direct_ports(self) -> set[tuple[str, int]]:
         """Each port to which a node has been told a direct way, with that node."""
@@ -112,18 +112,24 @@ class Doors:
         return Route(name=member_name(to_lease), address=way.address, port=door.claim.port)
 
     def ways(self) -> list[tuple[str, str, plan.Way]]:
-        """All ways that were looked for, from and to which lease."""
-        return [(one, other, pair.way) for (one, other), pair in sorted(self._pairs.items())]
+        """All ways between nodes of different networks, from and to which lease, as far as something is known."""
+        found = {key: pair.way for key, pair in self._pairs.items()}
+        for other, door in self._doors.items():
+            if door.claim.reason:
+                apart = [one for one in self._doors.values() if one.member.network != door.member.network]
+                found |= {(one.lease_id, other): self.way(one.lease_id, other) for one in apart}
+        return [(one, other, way) for (one, other), way in sorted(found.items(), key=lambda pair: pair[0])]
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def tend(self, members: Sequence[Member], ports: Mapping[str, tuple[int, ...]]) -> None:
         """Order what is missing. `ports`: of each lease, those that the others may reach."""
-        here = [door for member in members if (door := self._doors.get(member.lease_id)) is not None]
+        found = [door for member in members if (door := self._doors.get(member.lease_id)) is not None]
+        here = [door for door in found if not door.is_on_this_machine]
         if (leases := [door.lease_id for door in here]) != self._here:
             self._here, self._is_news = leases, True
-        if len(here) < 2:
-            return
+        if len({door.member.network for door in here}) < 2:
+            return  # one loopback needs no doors
         for door in here:
             if not door.is_ordered:
                 self._open(door)
@@ -206,7 +212,8 @@ class Doors:
     def _reported(self, door: _Door, report: DoorReport) -> None:
         door.obey(report.version)
         if report.error:
-            claim = plan.Claim(reason=f"it has no door ({report.error[:200]})")
+            reason = f"it has no door ({report.error[:200]})"
+            claim = plan.Claim(private=plan.private_of(report.addresses), reason=reason)
         else:
             claim = plan.believed(report.port, report.addresses, door.member.node.record.attach.address.host)
         if claim == door.claim or self._claims[door.lease_id] > plan.MAX_CLAIMS:
@@ -264,6 +271,10 @@ class _Door:
         self.shared: dict[str, Counter[str]] = {}
         self.told: dict[str, Route] = {}
         self._waiting: list[tuple[int, asyncio.Future[bool]]] = []
+        # There nothing is ever to listen for nodes, so it takes no part.
+        self.is_on_this_machine = plan.is_inner(member.node.record.attach.address.host)
+        if self.is_on_this_machine:
+            self.claim = plan.Claim(reason="it is on this machine, where no door is opened")
 
     @property
     def lease_id(self) -> str:
