@@ -231,7 +231,9 @@ class DirectWays:
         try:
             path = self._folder.blob(order.sha256).with_suffix(".in")
             async with asyncio.timeout(min(order.timeout_s, 24 * 3600.0)):
-                is_hashed = await self._fetch_into(path.open("ab"), order)
+                # By position, not appended: an earlier receiver that has not ended yet writes the same bytes there.
+                part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+                is_hashed = await self._fetch_into(os.fdopen(part, "r+b", buffering=0), order)
                 take = TakeBlob(sha256=order.sha256, size=order.size, is_checked=is_hashed)
                 stored = await asyncio.to_thread(self._blobs.take, take)
             have = order.size if not stored.error else path.stat().st_size if path.exists() else 0
@@ -251,9 +253,9 @@ class DirectWays:
         self._tell(("fetched", str(order.number)), report)
 
     async def _fetch_into(self, file: IO[bytes], order: FetchBlob) -> bool:
-        """Append what is missing; whether all of it has come now, and is what it should be."""
+        """Add what is missing; whether all of it has come now, and is what it should be."""
         with file:
-            have = file.tell()
+            have = file.seek(0, os.SEEK_END)
             if have >= order.size:
                 return False
             (reader, writer), answer = await self._ask(order.route, AskBlob(sha256=order.sha256, offset=have))
@@ -280,5 +282,7 @@ def _addresses() -> tuple[str, ...]:
 
 
 def _keep(file: IO[bytes], digest: Any, data: bytes) -> None:
-    file.write(data)
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
     digest.update(data)
