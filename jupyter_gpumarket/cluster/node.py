@@ -35,7 +35,7 @@ from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.cluster.code import Code, NodeCode
-from jupyter_gpumarket.cluster.farewell import save_outputs
+from jupyter_gpumarket.cluster.farewell import Farewell
 from jupyter_gpumarket.cluster.progress import Facts
 from jupyter_gpumarket.cluster.reach import Link, Reach
 from jupyter_gpumarket.cluster.records import NodeRecord
@@ -55,8 +55,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LONGEST_NOTICE_MS = 3600_000
-# So long before a node is taken away, cells with declared outputs are interrupted for them.
-FAREWELL_S = 10.0
 
 Phase = Literal["linking", "preparing", "probing", "ready", "failed", "detached"]
 LinkState = Literal["connecting", "up", "lost", "closed", "refused"]
@@ -126,6 +124,7 @@ class Node:
         )
         self.talk.progress.ready_ms = record.ready_ms
         self.talk.on_leaving = self._on_leaving
+        self.farewell = Farewell(self.lease_id, self.talk, runs, clock, is_heard=lambda: self._peer.attached)
         self.code = NodeCode(
             code,
             self.lease_id,
@@ -173,7 +172,7 @@ class Node:
         for name, part in parts.items():
             if name not in self._tasks or self._tasks[name].done():
                 self._tasks[name] = asyncio.create_task(part())
-        self._plan_farewell()
+        self.farewell.plan(self.record.attach.notice)
 
     def attach_again(self, attach: Attach) -> None:
         """The broker repeats the order: take its address, key and deadline, and try at once."""
@@ -184,7 +183,7 @@ class Node:
         if changed:
             self.talk.order(self._deadline())
         if notice_changed:
-            self._plan_farewell()
+            self.farewell.plan(self.record.attach.notice)
         self._hurry.set()
         if self._link_state == "refused":
             self._link_state = "connecting"
@@ -200,35 +199,12 @@ class Node:
         """The node will end soon; None: that word was taken back."""
         if notice != self.record.attach.notice:
             self._change(attach=msgspec.structs.replace(self.record.attach, notice=notice))
-            self._plan_farewell()
-
-    def _plan_farewell(self) -> None:
-        """Bring declared outputs over shortly before somebody takes the node; at a deadline, `detach` does it."""
-        if (planned := self._tasks.pop("farewell", None)) is not None:
-            planned.cancel()
-        notice = self.record.attach.notice
-        if notice is not None and notice.source != "deadline":
-            self._tasks["farewell"] = asyncio.create_task(self._say_farewell(notice))
-
-    async def _say_farewell(self, notice: Notice) -> None:
-        left_s = max(0.0, notice.ends_ms - self._clock.now_ms()) / 1000
-        save_s = left_s if notice.source == "node" else min(FAREWELL_S, left_s / 2)
-        await asyncio.sleep(left_s - save_s)
-        await self.save_outputs(save_s, notice.reason)
+            self.farewell.plan(self.record.attach.notice)
 
     def restart_session(self, session: str) -> bool:
         """Pass a restart on; whether the node can hear it now (if not, it is told when it answers again)."""
         self.talk.order(wire.RestartSession(session=session))
         return self._peer.attached
-
-    async def save_outputs(self, timeout_s: float, reason: str) -> None:
-        """Bring over what cells have declared as outputs, as far as that goes in this time."""
-        if timeout_s > 0 and self._peer.attached:
-            missing = await save_outputs(
-                self._runs.of_node(self.lease_id), self.talk, timeout_s=timeout_s, reason=reason
-            )
-            for run in missing:
-                logger.warning("node %s: the outputs of %s did not come in time", self.lease_id, run.run_id)
 
     async def detach(self, timeout_s: float) -> None:
         """End the agent where it can be reached in time, close the link, and give up what still ran."""
@@ -248,6 +224,7 @@ class Node:
 
     async def close(self) -> None:
         """Drop the link; the agent on the node goes on."""
+        self.farewell.plan(None)
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -117,7 +117,7 @@ class Cluster:
         node = self._nodes.get(lease_id)
         if node is None:
             return
-        await node.save_outputs(min(save_s, LONGEST_SAVE_S), reason)
+        await node.farewell.save(min(save_s, LONGEST_SAVE_S), reason)
         self.dask.leave(lease_id)
         await node.detach(timeout_s)
         self.maps.on_gone(lease_id)
