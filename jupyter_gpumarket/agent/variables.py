@@ -5,7 +5,6 @@ Inputs are the user's own bytes, so cloudpickle is allowed here; outputs go by t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import traceback
 from pathlib import Path
@@ -71,10 +70,7 @@ def encode_output(namespace: dict[str, Any], name: str, path: str) -> dict[str, 
     try:
         from jupyter_gpumarket import codecs
 
-        codec = codecs.encode_into(namespace[name], Path(path))
-        with Path(path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
+        written = codecs.encode_into(namespace[name], Path(path))
     except KeyboardInterrupt:
         return {"name": name, "error": f"interrupted while {name!r} was encoded"}
     except Exception as error:  # noqa: BLE001 - encoding may run the user's own code, which may raise anything
@@ -83,4 +79,4 @@ def encode_output(namespace: dict[str, Any], name: str, path: str) -> dict[str, 
             "name": name,
             "error": f"{name!r} (of type {kind.__module__}.{kind.__qualname__}) cannot be brought back: {error}",
         }
-    return {"name": name, "codec": codec, "size": size, "sha256": digest}
+    return {"name": name, "codec": written.codec, "size": written.size, "sha256": written.sha256}

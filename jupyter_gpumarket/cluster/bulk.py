@@ -1,7 +1,9 @@
-"""Large inputs and outputs over a command of the node's own, beside the conversation with the agent.
+"""Large inputs and outputs over commands of the node's own, beside the conversation with the agent.
 
 The channel numbers, keeps and acknowledges every byte; bulk data needs none of that, since its hash is checked at the
 end and what has arrived stays where it is. What goes wrong here is no error: the channel takes over.
+
+Hashing and writing run beside the stream, at both ends. An input goes on several channels where the round trip is long.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from jupyter_gpumarket.errors import NodeError
-from jupyter_gpumarket.wire.bulk import BULK_BYTES, receive_command, send_command
+from jupyter_gpumarket.nodes import Installed
+from jupyter_gpumarket.wire import bulk as wire_bulk
+from jupyter_gpumarket.wire.bulk import BULK_BYTES, join_command, receive_command, send_command, stripes_for
 from jupyter_gpumarket.wire.peer import Reader, Writer
 
 logger = logging.getLogger(__name__)
@@ -23,36 +28,52 @@ PIECE_BYTES = 1024 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
 # A command that says nothing for so long does not work on this node.
 ANSWER_S = 30.0
+MAX_TOKEN_CHARS = 16
 
-# Runs a command on the node, made for the agent's folder there.
-Open = Callable[[Callable[[str], str]], Awaitable[tuple[Reader, Writer]]]
+# Runs a command on the node, made for what is installed there.
+Open = Callable[[Callable[[Installed], str]], Awaitable[tuple[Reader, Writer]]]
 
 
 class Bulk:
-    """The way for large things to and from one node."""
+    """The way for large things to and from one node. `round_trip_ms` tells the present one, as far as it is known."""
 
-    def __init__(self, run: Open) -> None:
+    def __init__(self, run: Open, round_trip_ms: Callable[[], float | None] = lambda: None) -> None:
         self._run = run
+        self._round_trip_ms = round_trip_ms
 
     @staticmethod
     def is_for(size: int) -> bool:
         """Whether so many bytes go this way."""
         return size >= BULK_BYTES
 
-    async def send(self, path: Path, sha256: str, size: int) -> Literal["no", "there", "checked"]:
-        """Bring a file's bytes to the node, from where an earlier try ended; whether the node has hashed them."""
+    async def send(self, path: Path, sha256: str, size: int) -> bool:
+        """Bring a file's bytes to the node, from where an earlier try ended; whether it has them, and right."""
+        stripes = stripes_for(size, self._round_trip_ms())
         try:
-            reader, writer = await self._run(lambda folder: receive_command(folder, sha256, size))
-            try:
-                have = int(await asyncio.wait_for(_line(reader), ANSWER_S))
-                await _write(path, have, writer)
-                told = await _line(reader)
-                return "checked" if told == sha256.encode() else "there" if told == b"done" else "no"
-            finally:
-                writer.close()
+            return await self._send(path, sha256, size, stripes)
         except (NodeError, OSError, TimeoutError, ValueError) as error:
             logger.info("a large input goes through the channel: %s", error or type(error).__name__)
-            return "no"
+            return False
+
+    async def _send(self, path: Path, sha256: str, size: int, stripes: int) -> bool:
+        def take(node: Installed) -> str:
+            return receive_command(node.python, node.folder, sha256, size, stripes)
+
+        reader, writer = await self._run(take)
+        writers = [writer]
+        try:
+            have, token = (await asyncio.wait_for(_line(reader), ANSWER_S)).decode("ascii").split()
+            writers += [await self._join(sha256, token, number) for number in range(1, stripes)]
+            await _write_all(path, int(have), writers)
+            return await _line(reader) == sha256.encode()
+        finally:
+            for each in writers:
+                each.close()
+
+    async def _join(self, sha256: str, token: str, number: int) -> Writer:
+        if len(token) > MAX_TOKEN_CHARS:
+            raise ValueError("the node's token is none")
+        return (await self._run(lambda node: join_command(node.python, node.folder, sha256, token, number)))[1]
 
     async def fetch(self, run_id: str, name: str, size: int, part: Path) -> str:
         """Append to a file what is missing of an output, as far as it comes.
@@ -63,7 +84,7 @@ class Bulk:
         if not 0 <= here < size:
             return ""
         try:
-            reader, writer = await self._run(lambda folder: send_command(folder, run_id, name, here))
+            reader, writer = await self._run(lambda node: send_command(node.folder, run_id, name, here))
             try:
                 with part.open("ab") as file:
                     came, found = await _keep(reader, file, size - here)
@@ -91,6 +112,8 @@ async def _keep(reader: Reader, file: IO[bytes], most: int) -> tuple[int, str]:
 
     pieces: list[bytes] = []
     held = 0
+    # One batch is written and hashed while the next one comes: two batches of memory.
+    keeping = asyncio.ensure_future(asyncio.to_thread(keep, []))
     try:
         async with asyncio.timeout(ANSWER_S) as patience:
             while came < most and (piece := await reader.read(PIECE_BYTES)):
@@ -99,20 +122,39 @@ async def _keep(reader: Reader, file: IO[bytes], most: int) -> tuple[int, str]:
                 came += len(pieces[-1])
                 held += len(pieces[-1])
                 if held >= BATCH_BYTES:
-                    # In a thread, so that the next bytes are decrypted meanwhile.
-                    await asyncio.to_thread(keep, pieces)
+                    await keeping
+                    keeping = asyncio.ensure_future(asyncio.to_thread(keep, pieces))
                     pieces, held = [], 0
     finally:
+        await asyncio.shield(keeping)
         keep(pieces)
     return came, digest.hexdigest()
 
 
-async def _write(path: Path, offset: int, writer: Writer) -> None:
-    with path.open("rb") as file:
-        file.seek(offset)
-        while piece := file.read(PIECE_BYTES):
+async def _write_all(path: Path, offset: int, writers: list[Writer]) -> None:
+    """Write a file from an offset on; with several writers each takes its turn's pieces, at its own pace.
+
+    Raises:
+        OSError: the link was lost, or a writer took nothing for some time.
+    """
+    step = wire_bulk.PIECE_BYTES * len(writers)
+    try:
+        with path.open("rb") as file:
+            async with asyncio.TaskGroup() as group:
+                for number, writer in enumerate(writers):
+                    begin = offset + number * wire_bulk.PIECE_BYTES
+                    group.create_task(_write_stripe(file.fileno(), begin, step, writer))
+    except* (NodeError, OSError) as errors:
+        raise OSError(str(errors.exceptions[0]) or type(errors.exceptions[0]).__name__) from None
+
+
+async def _write_stripe(file: int, at: int, step: int, writer: Writer) -> None:
+    async with asyncio.timeout(ANSWER_S) as patience:
+        while piece := os.pread(file, wire_bulk.PIECE_BYTES, at):
             writer.write(piece)
             await writer.drain()
+            patience.reschedule(asyncio.get_running_loop().time() + ANSWER_S)
+            at += step
 
 
 async def _line(reader: Reader) -> bytes:

@@ -99,11 +99,10 @@ class Inputs:
 
     async def _send_bulk(self, bulk: Bulk, path: Path, sha256: str, size: int) -> bool:
         """Bring a large input over beside the channel; whether the agent has it now."""
-        outcome = await bulk.send(path, sha256, size)
-        if outcome == "no":
+        if not await bulk.send(path, sha256, size):
             return False
         taken = self._storing[sha256] = asyncio.get_running_loop().create_future()
-        await self._send(TakeBlob(sha256=sha256, size=size, is_checked=outcome == "checked"))
+        await self._send(TakeBlob(sha256=sha256, size=size, is_checked=True))
         try:
             await taken
         except BadRequest as error:

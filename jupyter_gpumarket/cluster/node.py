@@ -120,7 +120,7 @@ class Node:
             facts=facts,
             on_agent=self._on_agent,
             deadline=self._deadline,
-            bulk=Bulk(self._run_command),
+            bulk=Bulk(self._run_command, lambda: self._peer.round_trip_ms),
         )
         self.talk.progress.ready_ms = record.ready_ms
         self.talk.on_leaving = self._on_leaving
@@ -232,14 +232,14 @@ class Node:
         if self._link is not None:
             self._link.abort()
 
-    async def _run_command(self, command: Callable[[str], str]) -> tuple[Reader, Writer]:
-        """Run a command on the node, made for the agent's folder.
+    async def _run_command(self, command: Callable[[Installed], str]) -> tuple[Reader, Writer]:
+        """Run a command on the node, made for what is installed there.
 
         Raises:
             NodeError: there is no link now.
         """
         link, installed = self._at_work()
-        return await link.open_stream(command(installed.folder))
+        return await link.open_stream(command(installed))
 
     async def packages_there(self, pins: tuple[PackagePin, ...]) -> tuple[tuple[PackageThere, ...], NodeSystem]:
         """What the node has of these packages.

@@ -12,7 +12,7 @@ from jupyter_gpumarket.api import OutputRef
 from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.cluster.records import ExpectedOutput
 from jupyter_gpumarket.cluster.runs import Run
-from jupyter_gpumarket.codecs import CODECS, DEFAULT_LIMITS, verify_in_child
+from jupyter_gpumarket.codecs import CODECS, DEFAULT_LIMITS, Checker
 from jupyter_gpumarket.errors import CodecError
 from jupyter_gpumarket.wire.messages import GetOutput, OutputChunk
 
@@ -83,18 +83,22 @@ class OutputFetcher:
 
     async def _bring(self, output: ExpectedOutput, path: Path) -> None:
         part = path.with_suffix(".part")
+        part.touch(0o600)
+        # Started now, so that it is ready when the bytes are here.
+        checker = await asyncio.to_thread(Checker, output.codec, part)
         try:
             found = await self._receive(output, part)
-            part.touch(0o600)
-            # Side by side: each of them takes seconds for a large result.
+            # Side by side: each of them takes its time for a large result.
             await asyncio.gather(
                 asyncio.to_thread(_check_hash, output, part, found),
-                asyncio.to_thread(verify_in_child, output.codec, part),
+                asyncio.to_thread(checker.check),
                 asyncio.to_thread(_force, part),
             )
         except CodecError:
             part.unlink(missing_ok=True)  # a file that is not what was announced does not stay
             raise
+        finally:
+            await asyncio.to_thread(checker.close)
         part.replace(path)
 
     async def _receive(self, output: ExpectedOutput, part: Path) -> str:
@@ -107,7 +111,7 @@ class OutputFetcher:
             return found
         here = part.stat().st_size if part.exists() else 0
         if here > output.size:
-            part.unlink()
+            os.truncate(part, 0)  # the same file: the checking process has it open
             here = 0
         self._done = asyncio.get_running_loop().create_future()
         await self._send(GetOutput(run_id=self._run.run_id, name=output.name, offset=here))

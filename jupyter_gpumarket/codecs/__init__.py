@@ -13,14 +13,16 @@ only the agent opens.
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from jupyter_gpumarket.codecs import arrays, tables, tagged, tensors
+from jupyter_gpumarket.codecs.hashing import copy_hashed
 from jupyter_gpumarket.codecs.limits import DEFAULT_LIMITS, Limits
-from jupyter_gpumarket.codecs.verify import verify_in_child
+from jupyter_gpumarket.codecs.verify import Checker, verify_in_child
 from jupyter_gpumarket.errors import CodecError
 from jupyter_gpumarket.models import Record
 
@@ -28,8 +30,11 @@ __all__ = [
     "CLOUDPICKLE",
     "CODECS",
     "DEFAULT_LIMITS",
+    "Checker",
     "Encoded",
     "Limits",
+    "Written",
+    "check",
     "decode",
     "encode",
     "encode_input",
@@ -53,6 +58,14 @@ class Encoded(Record, frozen=True, kw_only=True):
     data: bytes
 
 
+class Written(Record, frozen=True, kw_only=True):
+    """A value in a file: the codec's tag, how many bytes, and their SHA-256."""
+
+    codec: str
+    size: int
+    sha256: str
+
+
 def encode(value: Any) -> Encoded:
     """A value as bytes that can be read without running anything.
 
@@ -65,22 +78,24 @@ def encode(value: Any) -> Encoded:
         raise CodecError(f"{error}. {_WAYS_OUT}") from None
 
 
-def encode_into(value: Any, path: Path) -> str:
-    """Like `encode`, into a file; the codec's tag. A large array is not held in memory a second time.
+def encode_into(value: Any, path: Path) -> Written:
+    """Like `encode`, into a file, hashed on its way. A large array is not held in memory a second time.
 
     Raises:
         CodecError: as `encode`. OSError: the disk.
     """
-    if not (tensors.is_tensor(value) or arrays.is_array(value)):
+    is_array = tensors.is_tensor(value) or arrays.is_array(value)
+    if is_array:
+        codec, pieces = "npy", arrays.pieces(tensors.as_array(value))
+    else:
         encoded = encode(value)
-        path.write_bytes(encoded.data)
-        return encoded.codec
+        codec, pieces = encoded.codec, iter([encoded.data])
     try:
         with path.open("wb") as file:
-            arrays.dump(tensors.as_array(value), file)
+            size, sha256 = copy_hashed(pieces, file)
     except CodecError as error:
         raise CodecError(f"{error}. {_WAYS_OUT}") from None
-    return "npy"
+    return Written(codec=codec, size=size, sha256=sha256)
 
 
 def encode_input(value: Any) -> Encoded:
@@ -116,6 +131,18 @@ def decode(codec: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
     if codec in tables.TAGS:
         return tables.loads(data, codec, limits)
     raise CodecError(f"a result by the codec {codec[:40]!r} is not opened: only {', '.join(sorted(CODECS))} are")
+
+
+def check(codec: str, data: bytes | mmap.mmap, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Whether `decode` would take these bytes; arrays are looked at where they lie.
+
+    Raises:
+        CodecError: as `decode`.
+    """
+    if codec == "npy":
+        arrays.check(data, limits)
+    else:
+        decode(codec, bytes(data), limits)
 
 
 def _encode(value: Any) -> Encoded:

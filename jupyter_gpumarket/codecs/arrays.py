@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import re
 import sys
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from jupyter_gpumarket.codecs.limits import DEFAULT_LIMITS, Limits
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 10_000
+PIECE_BYTES = 1024 * 1024
 _HEADER = re.compile(
     rb"\{'descr': '([<>|][a-zA-Z]\d{1,9}(?:\[\d{0,9}[a-z]{1,2}\])?)', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19})?)\), \} *\n"
@@ -61,10 +64,39 @@ def dump(value: Any, file: IO[bytes]) -> None:
     """
     import numpy as np
 
+    _check_array(value)
+    np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+
+
+def pieces(value: Any) -> Iterator[bytes]:
+    """An array's npy file in pieces. Each is a copy, so that whoever hashes and writes it does both with the same bytes
+    even while another thread changes the array.
+
+    Raises:
+        CodecError: as `dumps`.
+    """
+    import numpy as np
+
+    _check_array(value)
+    array = np.asarray(value)
+    by_rows = array if array.flags.c_contiguous else array.T
+    if not by_rows.flags.c_contiguous or not array.dtype.itemsize:
+        yield dumps(value)
+        return
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    yield header.getvalue()
+    items = by_rows.reshape(-1).view(np.uint8)
+    for at in range(0, len(items), PIECE_BYTES):
+        yield items[at : at + PIECE_BYTES].tobytes()
+
+
+def _check_array(value: Any) -> None:
+    import numpy as np
+
     if type(value) not in (np.ndarray, np.memmap):
         raise CodecError(f"a numpy {type(value).__name__} has no codec; return np.asarray(...) of it")
     _check_dtype(value.dtype)
-    np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
 
 
 def loads(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[Any, Any]:
@@ -73,6 +105,24 @@ def loads(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[Any, Any]:
     Raises:
         CodecError: not npy, objects inside, or a shape that the bytes do not fill exactly.
     """
+    try:
+        found = _view(data, limits).copy(order="K")
+    except MemoryError as error:
+        raise CodecError(f"an npy file that cannot be read: {error}") from None
+    check_items(found)
+    return found
+
+
+def check(data: bytes | mmap.mmap, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Everything that `loads` looks at, without a copy of the items.
+
+    Raises:
+        CodecError: as `loads`.
+    """
+    check_items(_view(data, limits))
+
+
+def _view(data: bytes | mmap.mmap, limits: Limits) -> np.ndarray[Any, Any]:
     import numpy as np
 
     if len(data) > limits.max_bytes:
@@ -86,11 +136,9 @@ def loads(data: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray[Any, Any]:
         raise CodecError(f"an npy file that announces {expected:,} bytes and has {len(data) - offset:,}")
     try:
         flat = np.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=offset)
-        found = flat.reshape(shape, order="F" if fortran else "C").copy(order="K")
+        return flat.reshape(shape, order="F" if fortran else "C")
     except (ValueError, MemoryError, OverflowError) as error:
         raise CodecError(f"an npy file that cannot be read: {error}") from None
-    check_items(found)
-    return found
 
 
 def check_items(array: np.ndarray[Any, Any]) -> None:
@@ -111,7 +159,7 @@ def check_items(array: np.ndarray[Any, Any]) -> None:
             raise CodecError("an array of text with characters that are not Unicode")
 
 
-def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def _header(data: bytes | mmap.mmap) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """The header as numpy writes it for plain dtypes, and where the items begin. Nothing else is evaluated."""
     import numpy as np
 

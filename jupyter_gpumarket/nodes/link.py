@@ -14,6 +14,7 @@ import secrets
 import shlex
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -212,7 +213,7 @@ class NodeLink:
             )
         except (asyncssh.Error, OSError) as error:
             raise self._lost(error) from None
-        return process.stdout, _ChannelWriter(process)
+        return _ChannelReader(process, self._lost), _ChannelWriter(process, self._lost)
 
     async def wait_closed(self) -> str:
         """Wait until the link is down; why, in words."""
@@ -349,17 +350,38 @@ class _Guard(asyncssh.SSHClient):
             self.lost.set()
 
 
+class _ChannelReader:
+    """A process's output. A lost connection is told as `Unreachable`, as everywhere."""
+
+    def __init__(self, process: asyncssh.SSHClientProcess[bytes], lost: Callable[[Exception], Unreachable]) -> None:
+        self._process = process
+        self._lost = lost
+
+    async def read(self, n: int = -1, /) -> bytes:
+        try:
+            return await self._process.stdout.read(n)
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(error) from None
+
+
 class _ChannelWriter:
     """A process's input, whose `close` ends the whole channel and not only this direction."""
 
-    def __init__(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
+    def __init__(self, process: asyncssh.SSHClientProcess[bytes], lost: Callable[[Exception], Unreachable]) -> None:
         self._process = process
+        self._lost = lost
 
     def write(self, data: bytes) -> None:
-        self._process.stdin.write(data)
+        try:
+            self._process.stdin.write(data)
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(error) from None
 
     async def drain(self) -> None:
-        await self._process.stdin.drain()
+        try:
+            await self._process.stdin.drain()
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(error) from None
 
     def close(self) -> None:
         self._process.close()

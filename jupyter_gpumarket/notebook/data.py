@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from jupyter_gpumarket.errors import BadRequest, CodecError
 
 KEPT_S = 7 * 24 * 3600.0
 PIECE_BYTES = 1024 * 1024
+# From here on an object is hashed and written at the same time.
+TOGETHER_BYTES = 16 * 1024 * 1024
 FILE = "file"
 
 
@@ -67,17 +70,20 @@ class DataStore:
 
     def keep(self, codec: str, data: bytes, *, name: str = "") -> Data:
         """A handle to encoded bytes."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = self._folder / sha256
-        if not path.exists():
-            self._drop_old()
-            draft = path.with_name(f"{sha256}.{os.urandom(4).hex()}.part")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            draft.replace(path)
+        if len(data) < TOGETHER_BYTES:
+            sha256 = hashlib.sha256(data).hexdigest()
+            path = self._folder / sha256
+            if not path.exists():
+                self._written(data).replace(path)
         else:
-            os.utime(path)
+            # Hashed while it is written, since both take their time; what was here before is written once more.
+            with ThreadPoolExecutor(1) as pool:
+                hashing = pool.submit(lambda: hashlib.sha256(data).hexdigest())
+                draft = self._written(data)
+                sha256 = hashing.result()
+            path = self._folder / sha256
+            draft.unlink() if path.exists() else draft.replace(path)
+        os.utime(path)
         return Data(sha256=sha256, size=len(data), codec=codec, path=path, name=name)
 
     @staticmethod
@@ -98,6 +104,15 @@ class DataStore:
         if hashlib.sha256(content).hexdigest() != data.sha256:
             raise CodecError(f"{data!r} is not kept any more, or has been changed; put it again")
         return codecs.decode(data.codec, content)
+
+    def _written(self, data: bytes) -> Path:
+        """A new file with these bytes, of no name yet."""
+        self._drop_old()
+        draft = self._folder / f"{os.urandom(8).hex()}.part"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        return draft
 
     def _drop_old(self) -> None:
         for path in self._folder.iterdir():

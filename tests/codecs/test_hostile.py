@@ -329,9 +329,9 @@ def test_a_checking_process_that_takes_too_long_is_ended(tmp_path: Path) -> None
 
 def test_a_checking_process_that_needs_too_much_memory_is_ended(tmp_path: Path) -> None:
     """An honest but large value under a small memory limit is refused, not swapped for."""
-    (tmp_path / "result").write_bytes(encode(np.zeros(20_000_000)).data)
+    (tmp_path / "result").write_bytes(encode({"a": np.zeros(20_000_000)}).data)
     with pytest.raises(CodecError, match=r"memory|checking process"):
-        verify_in_child("npy", tmp_path / "result", Limits(memory_bytes=64 * 1024**2))
+        verify_in_child("safetensors", tmp_path / "result", Limits(memory_bytes=64 * 1024**2))
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

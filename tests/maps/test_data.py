@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import os
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jupyter_gpumarket import codecs
+from jupyter_gpumarket.agent import receive
 from jupyter_gpumarket.agent.blobs import Blobs
 from jupyter_gpumarket.agent.folder import NodeFolder
 from jupyter_gpumarket.agent.variables import read_input
@@ -19,7 +22,10 @@ from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.config import Folders, private_folder
 from jupyter_gpumarket.errors import BadRequest, CodecError
 from jupyter_gpumarket.notebook.data import DataStore
-from jupyter_gpumarket.wire.bulk import TakeBlob, receive_command, send_command
+from jupyter_gpumarket.wire import bulk
+from jupyter_gpumarket.wire.bulk import TakeBlob, send_command
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -80,28 +86,93 @@ def test_a_kept_object_is_linked_and_a_changed_file_refused(store: DataStore, tm
     assert not blobs.has(named.sha256)
 
 
-def test_an_interrupted_transfer_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """The node says what it has, takes only the rest, and the agent keeps it when its hash is right."""
+def receiver(folder: NodeFolder, *arguments: str) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "jupyter_gpumarket.agent.receive", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*argv[:4], str(folder.root), *argv[4:]], stdin=pipe, stdout=pipe, cwd=REPOSITORY)
+
+
+def send(folder: NodeFolder, content: bytes, upto: int) -> list[bytes]:
+    """What the node says when it gets bytes as it asks for them, but none from `upto` on."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    process = receiver(folder, "take", sha256, str(len(content)), "1")
+    assert process.stdout is not None
+    assert process.stdin is not None
+    said = process.stdout.readline().split()
+    process.stdin.write(content[int(said[0]) : upto])
+    process.stdin.close()
+    said += process.stdout.read().split()
+    process.stdout.close()
+    process.wait(20)
+    return [said[0], *said[2:]]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> NodeFolder:
     folder = NodeFolder(tmp_path / "node")
     folder.make()
-    content = os.urandom(300_000)
+    return folder
+
+
+def test_an_interrupted_transfer_goes_on_where_it_stopped(node: NodeFolder) -> None:
+    """The node says what it has, takes only the rest, tells the hash of all, and the agent keeps it."""
+    content = os.urandom(3_000_000)
     sha256 = hashlib.sha256(content).hexdigest()
-    command = receive_command(str(folder.root), sha256, len(content))
+    blobs = Blobs(node)
+    assert send(node, content, 1_200_000) == [b"0"]
+    assert "not whole" in blobs.take(TakeBlob(sha256=sha256, size=len(content))).error
+    assert send(node, content, len(content)) == [b"1200000", sha256.encode()]
+    assert blobs.take(TakeBlob(sha256=sha256, size=len(content), is_checked=True)).error == ""
+    assert node.blob(sha256).read_bytes() == content
 
-    def send(begin: int, end: int) -> list[bytes]:
-        argv = ["sh", "-c", command]
-        done = subprocess.run(argv, input=content[begin:end], capture_output=True, timeout=20, check=True)
-        return done.stdout.split()
 
-    assert send(0, 300_000) == [b"0", sha256.encode()], "in one go it is hashed on its way"
-    folder.blob(sha256).with_suffix(".in").unlink()
-    assert send(0, 100_000)[0] == b"0"
-    blobs = Blobs(folder)
-    order = TakeBlob(sha256=sha256, size=len(content))
-    assert "not whole" in blobs.take(order).error
-    assert send(100_000, 300_000) == [b"100000", b"done"]
-    assert blobs.take(order).error == ""
-    assert folder.blob(sha256).read_bytes() == content
+def test_a_beginning_with_other_bytes_is_thrown_away(node: NodeFolder) -> None:
+    """What lay there is hashed too: it is not kept, and the next try begins anew."""
+    content = os.urandom(2_000_000)
+    sha256 = hashlib.sha256(content).hexdigest()
+    node.blob(sha256).with_suffix(".in").write_bytes(b"x" * 1000)
+    assert send(node, content, len(content)) != [b"1000", sha256.encode()]
+    assert not node.blob(sha256).with_suffix(".in").exists()
+    assert send(node, content, len(content)) == [b"0", sha256.encode()]
+
+
+def test_stripes_are_put_together_in_order(node: NodeFolder) -> None:
+    """Pieces that come by three channels, each at its own pace, make up the file; it goes on after what was there."""
+    assert receive.PIECE_BYTES == bulk.PIECE_BYTES, "both ends must cut alike"
+    content = os.urandom(5 * bulk.PIECE_BYTES + 1234)
+    sha256 = hashlib.sha256(content).hexdigest()
+    node.blob(sha256).with_suffix(".in").write_bytes(content[:100])
+    main = receiver(node, "take", sha256, str(len(content)), "3")
+    assert main.stdout is not None
+    have, token = main.stdout.readline().split()
+    assert have == b"100"
+    stripes = [main, *(receiver(node, "join", sha256, token.decode(), str(n)) for n in (1, 2))]
+
+    def write(number: int) -> None:
+        stdin = stripes[number].stdin
+        assert stdin is not None
+        for at in range(100 + number * bulk.PIECE_BYTES, len(content), 3 * bulk.PIECE_BYTES):
+            stdin.write(content[at : at + bulk.PIECE_BYTES])
+        stdin.flush()
+
+    # In threads, since a pipe whose turn has not come is full soon.
+    writing = [threading.Thread(target=write, args=(number,)) for number in (2, 0, 1)]
+    for one in writing:
+        one.start()
+    assert main.stdout.read().strip() == sha256.encode()
+    for one in writing:
+        one.join(20)
+    for stripe in stripes:
+        assert stripe.wait(20) == 0, "the others end with the first"
+        for pipe in (stripe.stdin, stripe.stdout):
+            pipe.close()  # type: ignore[union-attr]
+    assert node.blob(sha256).with_suffix(".in").read_bytes() == content
+
+
+def test_how_many_channels() -> None:
+    """One where the round trip is short or unknown, more where it is long, never for little."""
+    assert [bulk.stripes_for(10**9, ms) for ms in (None, 1.0, 40.0, 200.0)] == [1, 1, 4, 6]
+    assert bulk.stripes_for(bulk.BULK_BYTES, 200.0) == 1
 
 
 def test_wrong_bytes_beside_the_channel_are_not_kept(tmp_path: Path) -> None:
