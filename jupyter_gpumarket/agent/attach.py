@@ -1,6 +1,8 @@
 """Bridges standard input and output to the agent's socket: what the link runs in its SSH session channel.
 
-It knows nothing of the protocol and ends when either side ends. Standard library only, so that it starts quickly.
+It knows nothing of the protocol and ends when either side ends. Standard library only, so that it starts quickly. It
+copies, and does not `splice`: the kernel would hold the pipe's lock while it waits for the agent, and the SSH server
+that looks into that pipe would stand still with all its channels.
 """
 
 from __future__ import annotations

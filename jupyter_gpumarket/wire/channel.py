@@ -33,6 +33,7 @@ from jupyter_gpumarket.wire.frames import (
     Hello,
     Ping,
     Pong,
+    data_frame,
     encode_frame,
 )
 from jupyter_gpumarket.wire.messages import PROTOCOL
@@ -282,7 +283,7 @@ class Attachment:
         written = 0
         while written < limit and (payload := self._channel.kept(self._cursor + 1)) is not None:
             self._cursor += 1
-            out.append(encode_frame(Data(seq=self._cursor, payload=payload)))
+            out += data_frame(self._cursor, payload)
             written += len(payload)
 
     def _take(self, frame: AnyFrame, emit: Emit) -> None:

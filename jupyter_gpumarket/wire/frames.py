@@ -7,6 +7,7 @@ the length is checked before anything of that size is kept, so a hostile peer co
 from __future__ import annotations
 
 import struct
+from collections import deque
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -18,6 +19,9 @@ LENGTH = struct.Struct(">I")
 # Room in a frame for what surrounds a message.
 FRAME_OVERHEAD_BYTES = 64
 MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES
+# Payloads from here on are written without being copied into their frame; msgpack gives them a length of four bytes.
+LARGE_BYTES = 65536
+SMALL_BYTES = 4096
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 BootId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -101,11 +105,29 @@ def decode_message(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         raise WireError("a message nested too deeply or announcing more than it holds") from None
 
 
+def data_frame(seq: int, payload: bytes) -> tuple[bytes, ...]:
+    """The bytes of a Data frame, in parts that are to be written one after another: a large payload is not copied.
+
+    Raises:
+        WireError: it would be larger than a frame may be.
+    """
+    if len(payload) < LARGE_BYTES:
+        return (encode_frame(Data(seq=seq, payload=payload)),)
+    start = b"\x93\x01" + _ENCODER.encode(seq) + b"\xc6" + LENGTH.pack(len(payload))
+    size = len(start) + len(payload)
+    if size > MAX_FRAME_BYTES:
+        raise WireError(f"a frame of {size} bytes is larger than the limit of {MAX_FRAME_BYTES}")
+    return (LENGTH.pack(size) + start, payload)
+
+
 class FrameDecoder:
-    """Cuts a stream, arriving in pieces of any size, into frames."""
+    """Cuts a stream, arriving in pieces of any size, into frames. Bytes are joined once, when their frame is whole."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._at = 0
+        self._size = 0
+        self._length = 0
 
     def feed(self, data: bytes) -> list[AnyFrame]:
         """The frames that `data` completes.
@@ -113,7 +135,7 @@ class FrameDecoder:
         Raises:
             WireError: the stream is not made of frames. The decoder must not be used afterwards.
         """
-        self._buffer += data
+        self._keep(data)
         frames: list[AnyFrame] = []
         while (body := self._next_body()) is not None:
             frames.append(decode_message(_DECODER, body))
@@ -122,17 +144,43 @@ class FrameDecoder:
     @property
     def buffered_bytes(self) -> int:
         """What is kept of a frame that is not whole yet."""
-        return len(self._buffer)
+        return self._size
+
+    def _keep(self, data: bytes) -> None:
+        self._size += len(data)
+        if len(data) >= SMALL_BYTES:
+            self._pieces.append(data)
+            return
+        # Tiny pieces go into one: each alone would cost more than what is in it.
+        if not self._pieces or not isinstance(last := self._pieces[-1], bytearray) or len(last) > LARGE_BYTES:
+            self._pieces.append(last := bytearray())
+        last += data
 
     def _next_body(self) -> bytes | None:
-        if len(self._buffer) < LENGTH.size:
+        if not self._length:
+            if self._size < LENGTH.size:
+                return None
+            (self._length,) = LENGTH.unpack(self._take(LENGTH.size))
+            if not 0 < self._length <= MAX_FRAME_BYTES:
+                raise WireError(f"a frame announces {self._length} bytes; 1 to {MAX_FRAME_BYTES} are allowed")
+        if self._size < self._length:
             return None
-        (length,) = LENGTH.unpack_from(self._buffer)
-        if not 0 < length <= MAX_FRAME_BYTES:
-            raise WireError(f"a frame announces {length} bytes; 1 to {MAX_FRAME_BYTES} are allowed")
-        end = LENGTH.size + length
-        if len(self._buffer) < end:
-            return None
-        body = bytes(self._buffer[LENGTH.size : end])
-        del self._buffer[:end]
+        body = self._take(self._length)
+        self._length = 0
         return body
+
+    def _take(self, count: int) -> bytes:
+        self._size -= count
+        parts: list[bytes | bytearray | memoryview] = []
+        while count:
+            first = self._pieces[0]
+            left = len(first) - self._at
+            if left > count:
+                parts.append(memoryview(first)[self._at : self._at + count])
+                self._at += count
+                break
+            parts.append(memoryview(first)[self._at :])
+            self._pieces.popleft()
+            self._at = 0
+            count -= left
+        return b"".join(parts)

@@ -6,7 +6,14 @@ node stay bytes here: nothing is unpickled, and Jupyter content is JSON that the
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    View = bytes | memoryview
+else:
+    View = memoryview
 
 PROTOCOL = 1
 
@@ -146,10 +153,10 @@ class OpenStream(Message, frozen=True, kw_only=True, tag="open"):
 
 
 class StreamData(Message, frozen=True, kw_only=True, tag="data"):
-    """Bytes of a stream; `end` closes this direction."""
+    """Bytes of a stream; `end` closes this direction. What was received is a view of the message that it came in."""
 
     stream: int
-    data: bytes
+    data: View
     end: bool = False
 
 

@@ -15,16 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from jupyter_gpumarket.api import Attach
-from jupyter_gpumarket.models import NodeAddress
+from tests.benchmarks.delayed import Delayed
 from tests.dask.conftest import DaskCluster, running
 from tests.dask.nodes import ClusterNode
 
 ROUNDS = 3
-ONE_WAY_S = 0.02
 TASKS = """
 import time
 def quick(x):
@@ -88,61 +88,6 @@ async def in_cell(cluster: DaskCluster, code: str) -> float:
     return times_in(text)
 
 
-class Delayed:
-    """A TCP way to a node's SSH server on which everything takes 20 ms longer in each direction."""
-
-    def __init__(self, node: ClusterNode) -> None:
-        self._node = node
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def listen(self) -> NodeAddress:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return NodeAddress(host="127.0.0.1", port=port, user=self._node.sshd.address().user)
-
-    def close(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(self._node.sshd.host, self._node.sshd.port)
-        for ends in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._carry(*ends))
-            self._tasks.add(task)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Each piece leaves its time after it came; pieces do not wait for each other."""
-        pieces: deque[tuple[float, bytes]] = deque()
-        news, room = asyncio.Event(), asyncio.Event()
-
-        async def take() -> None:
-            while data := await reader.read(65536):
-                pieces.append((time.perf_counter() + ONE_WAY_S, data))
-                news.set()
-                while len(pieces) > 400:
-                    room.clear()
-                    await room.wait()
-            pieces.append((0.0, b""))
-            news.set()
-
-        taking = asyncio.create_task(take())
-        while True:
-            while not pieces:
-                news.clear()
-                await news.wait()
-            due, data = pieces.popleft()
-            room.set()
-            if not data:
-                break
-            if (left := due - time.perf_counter()) > 0:
-                await asyncio.sleep(left)
-            writer.write(data)
-            await writer.drain()
-        await taking
-        writer.close()
-
-
 async def hairpin(cluster: DaskCluster, megabytes: int) -> float:
     """The same bytes by OpenSSH: out of one node, through this machine, into another."""
     one, two = cluster.nodes[:2]
@@ -187,12 +132,12 @@ async def with_delay(folder: Path, tasks: int) -> float:
         for number in range(3):
             node = ClusterNode(folder / f"n{number}", number, is_apart=True)
             cluster.nodes.append(node)
-            way = Delayed(node)
+            way = Delayed(node.sshd.host, node.sshd.port)
             ways.append(way)
             attach = Attach(
                 lease_id=node.lease_id,
                 name=node.name,
-                address=await way.listen(),
+                address=replace(node.sshd.address(), host="127.0.0.1", port=await way.listen()),
                 key_path=str(node.sshd.key_path),
                 deadline_ms=int(time.time() * 1000) + 3_600_000,
                 grace_s=900,

@@ -31,7 +31,7 @@ from jupyter_gpumarket.api import Attach, NodeView, RunRequest
 from jupyter_gpumarket.client import AsyncClusterClient, ClusterClient, connect
 from jupyter_gpumarket.client.http import Endpoint
 from jupyter_gpumarket.config import Secret, private_folder, write_private
-from jupyter_gpumarket.models import ENDED_RUNS
+from jupyter_gpumarket.models import ENDED_RUNS, NodeAddress
 from jupyter_gpumarket.notebook.extension import load
 from tests.agent.user_side import UserSide
 from tests.cluster.conftest import ROOT, FakeBroker
@@ -174,14 +174,19 @@ class OnCluster(Stand):
         attach = Attach(
             lease_id=LEASE,
             name="bench",
-            address=node.sshd.address(host_key=node.sshd.host_key),
+            address=self.address(),
             key_path=str(node.sshd.key_path),
+            host_key=node.sshd.host_key,
             deadline_ms=int(time.time() * 1000) + 3_600_000,
             grace_s=900,
         )
         self._client.put(attach)
         self.doors = self._client.doors
         until(lambda: self._client.node().phase == "ready" and self._client.node().link == "up", "the node is ready")
+
+    def address(self) -> NodeAddress:
+        """Where the cluster process finds the node."""
+        return self.node.sshd.address()
 
     def cell(self) -> None:
         run_id = secrets.token_hex(8)
