@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from jupyter_gpumarket.cluster.relay import Relay, Target
-from jupyter_gpumarket.wire.messages import CloseStream, OpenStream, StreamCredit, StreamData
+from jupyter_gpumarket.wire.messages import CloseStream, OpenStream, Order, Report, StreamCredit, StreamData
+from jupyter_gpumarket.wire.peer import Peer
 from jupyter_gpumarket.wire.streams import CREDIT_BYTES, Streams, free_port
 
 NODES: list[Node] = []
@@ -96,6 +99,66 @@ async def test_a_node_that_goes_ends_what_was_connected_to_it(relay: Relay) -> N
         assert await asyncio.wait_for(reader.read(1), 10) == b""
     writer.close()
     server.close()
+
+
+class LinkedNode:
+    """A node's streams at the far end of a link that is cut again and again, wherever it may be."""
+
+    def __init__(self, relay: Relay, name: str, rng: random.Random) -> None:
+        self._user = Peer(boot_id="user", receives=Report)
+        self._agent = Peer(boot_id="agent", receives=Order, answers=True)
+        self._rng = rng
+        self._relay = relay
+        self.name = name
+        self.cuts = 0
+        self.streams = Streams(self._agent.send)
+        relay.join(name, self._user.send)
+        self.tasks = [asyncio.create_task(part) for part in (self._obey(), self._hear(), self._cut())]
+
+    async def _obey(self) -> None:
+        while True:
+            self.streams.take(await self._agent.receive())
+
+    async def _hear(self) -> None:
+        while True:
+            self._relay.take(self.name, await self._user.receive())
+
+    async def _cut(self) -> None:
+        while True:
+            near, far = socket.socketpair()
+            ends = await asyncio.open_connection(sock=near), await asyncio.open_connection(sock=far)
+            both = asyncio.gather(self._user.attach(*ends[0]), self._agent.attach(*ends[1]))
+            try:
+                await asyncio.sleep(self._rng.random() * 0.06)
+            finally:
+                ends[0][1].transport.abort()
+            await both
+            self.cuts += 1
+
+
+async def test_a_stream_over_links_that_are_cut_arrives_whole(relay: Relay) -> None:
+    """Megabytes from node to node and back, both links cut all the time: each byte once, in order."""
+    rng = random.Random(7)
+    nodes = [LinkedNode(relay, name, rng) for name in ("a", "b")]
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    here = free_port()
+    sent = rng.randbytes(1 << 20) * 24
+    async with asyncio.timeout(60):
+        assert not await relay.listen("a", here, Target(lease_id="b", port=server.sockets[0].getsockname()[1]))
+        reader, writer = await asyncio.open_connection("127.0.0.1", here)
+        writer.write(sent)
+        writer.write_eof()
+        got = await reader.read()
+    writer.close()
+    server.close()
+    for node in nodes:
+        for task in node.tasks:
+            task.cancel()
+        await asyncio.gather(*node.tasks, return_exceptions=True)
+        node.streams.close()
+
+    assert got == sent
+    assert all(node.cuts > 2 for node in nodes)
 
 
 class Rogue:

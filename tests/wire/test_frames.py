@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_gpumarket.errors import WireError
-from jupyter_gpumarket.wire.frames import LENGTH, Data, FrameDecoder, decode_message, encode_frame
+from jupyter_gpumarket.wire.frames import (
+    LARGE_BYTES,
+    LENGTH,
+    Data,
+    FrameDecoder,
+    data_frame,
+    decode_message,
+    encode_frame,
+)
 from jupyter_gpumarket.wire.messages import MAX_FRAME_BYTES, Order, Report
 
 
@@ -28,6 +36,32 @@ def test_any_chunking_gives_the_same_frames(payloads: list[bytes], cuts: list[in
 
     assert got == sent
     assert decoder.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("seq", [1, 200, 70_000, 2**40])
+@pytest.mark.parametrize("size", [0, 300, LARGE_BYTES - 1, LARGE_BYTES, 300_000])
+def test_a_large_payload_goes_out_as_the_same_bytes(seq: int, size: int) -> None:
+    """The frame whose payload is not copied is the one that the encoder makes, and comes out of any cut."""
+    frame = Data(seq=seq, payload=bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+    stream = b"".join(data_frame(seq, frame.payload))
+    assert stream == encode_frame(frame)
+    decoder = FrameDecoder()
+    got = [found for at in range(0, len(stream), 50_001) for found in decoder.feed(stream[at : at + 50_001])]
+    assert got == [frame]
+
+
+def test_a_frame_in_tiny_pieces_costs_its_size() -> None:
+    """A peer that sends byte by byte fills no more memory than it sends."""
+    start = LENGTH.pack(MAX_FRAME_BYTES)
+    decoder = FrameDecoder()
+    decoder.feed(start)
+    tracemalloc.start()
+    try:
+        for at in range(400_000):
+            decoder.feed(bytes([at % 256]))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("length", [0, MAX_FRAME_BYTES + 1, 2**32 - 1])
