@@ -7,6 +7,8 @@ that looks into that pipe would stand still with all its channels.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import sys
@@ -15,6 +17,8 @@ import time
 from pathlib import Path
 
 CHUNK_BYTES = 256 * 1024
+PIPE_BYTES = 1024 * 1024
+F_SETPIPE_SZ = 1031
 CONNECT_PATIENCE_S = 10.0
 
 
@@ -24,6 +28,10 @@ def attach(folder: Path, patience_s: float = CONNECT_PATIENCE_S) -> int:
     if connection is None:
         sys.stderr.write(f"no agent answers in {folder}: start it with 'serve'\n")
         return 3
+    for pipe in (0, 1):
+        # Larger pieces at a time; where it is no pipe, or no larger ones are allowed, it works as well.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
     upward = threading.Thread(target=copy_to_agent, args=(connection,), daemon=True)
     upward.start()
     try:
