@@ -1,32 +1,34 @@
 """One HTTP conversation with one of our own processes on loopback.
 
-Never through a proxy (`trust_env=False`), every phase with its own time-out, answers decoded by schema, error answers
-raised as the exceptions they were.
+Never through a proxy, every phase with its own time-out, answers decoded by schema, error answers raised as the
+exceptions they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
-import httpx
 import msgspec
 
 from jupyter_gpumarket.client.problems import problem_in
 from jupyter_gpumarket.config import Secret
 from jupyter_gpumarket.errors import BrokerUnavailable
+from jupyter_gpumarket.loopback import Connections, Lost
 
 Answer = TypeVar("Answer")
 
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 60.0
-# Nothing was done by the other side, or the answer was lost: in both cases the same call may be made again, because
-# every call of ours carries its own identity (request_id, run_id, sha256) or sets totals.
-LOST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 class Gone(Exception):
-    """The process that was spoken to is not there any more, or is another one."""
+    """The process that was spoken to is not there any more, or is another one.
+
+    It did nothing, or its answer was lost: in both cases the same call may be made again, because every call of ours
+    carries its own identity (request_id, run_id, sha256) or sets totals.
+    """
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,13 +46,7 @@ class Conversation:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._http = httpx.AsyncClient(
-            base_url=endpoint.url,
-            headers={"Authorization": f"Bearer {endpoint.token.reveal()}"},
-            trust_env=False,
-            follow_redirects=False,
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=8),
-        )
+        self._connections = Connections(endpoint.url, endpoint.token.reveal(), connect_s=CONNECT_TIMEOUT_S)
 
     async def call(
         self,
@@ -91,23 +87,21 @@ class Conversation:
         wait_s: float = 0.0,
     ) -> bytes:
         """One call with bytes in and out."""
-        limits = httpx.Timeout(ANSWER_TIMEOUT_S + wait_s, connect=CONNECT_TIMEOUT_S)
+        target = f"{path}?{urlencode(query)}" if query else path
         try:
-            reply = await self._http.request(
-                method, path, content=content, headers=dict(headers or {}), params=dict(query or {}), timeout=limits
+            reply = await self._connections.call(
+                method, target, content or b"", headers, silence_s=ANSWER_TIMEOUT_S + wait_s
             )
-        except LOST as error:
-            raise Gone(f"{self.endpoint.url}: {type(error).__name__}") from None
-        except httpx.HTTPError as error:
-            raise BrokerUnavailable(
-                f"{self.endpoint.url}{path} did not answer in time ({type(error).__name__})"
-            ) from None
-        if reply.status_code == 401:
+        except Lost as error:
+            raise Gone(f"{self.endpoint.url}: {error}") from None
+        except TimeoutError:
+            raise BrokerUnavailable(f"{self.endpoint.url}{path} did not answer in time") from None
+        if reply.status == 401:
             raise Gone(f"{self.endpoint.url} does not know our token")
-        if reply.is_error:
-            raise problem_in(reply.status_code, reply.content, self.endpoint.url + path)
-        return reply.content
+        if reply.status >= 400:
+            raise problem_in(reply.status, reply.body, self.endpoint.url + path)
+        return reply.body
 
     async def aclose(self) -> None:
         """Close the kept connections."""
-        await self._http.aclose()
+        self._connections.close()

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from jupyter_gpumarket.api import AnyFact, FactBatch, FactReceipt, RunStarted
 from jupyter_gpumarket.cluster.records import BrokerAddress
 from jupyter_gpumarket.config import write_private
+from jupyter_gpumarket.loopback import Connections, Lost
 from jupyter_gpumarket.models import Record
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
 COMPACT_AFTER = 1000
 STARTED_WAITS_S = 0.05
+CONNECT_S = 5.0
+ANSWER_S = 20.0
 
 
 class _Head(Record, frozen=True, kw_only=True):
@@ -49,6 +51,7 @@ class FactQueue:
         self._arrived = asyncio.Event()
         self._pressing = asyncio.Event()
         self._delivered = 0
+        self._broker: tuple[BrokerAddress, Connections] | None = None
         self._head = self._load()
         self._file: IO[bytes] = self._path.open("ab", buffering=0)
 
@@ -110,7 +113,7 @@ class FactQueue:
             try:
                 await self._send_some()
                 wait_s = FIRST_WAIT_S
-            except (OSError, HTTPClientError, msgspec.MsgspecError, ValueError) as error:
+            except (OSError, Lost, msgspec.MsgspecError, ValueError) as error:
                 logger.info("the broker has not taken %d facts: %s", len(self._waiting), error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(LONGEST_WAIT_S, wait_s * 2)
@@ -124,23 +127,28 @@ class FactQueue:
 
     def close(self) -> None:
         """Close the file; what waits is sent by the next process."""
+        if self._broker is not None:
+            self._broker[1].close()
         self._file.close()
 
     async def _send_some(self) -> None:
-        broker = msgspec.json.decode(self._broker_file.read_bytes(), type=BrokerAddress)
+        broker = self._current_broker()
         first = self._head.first
         batch = FactBatch(cluster_id=self._cluster_id, queue=self._head.queue, first=first, facts=self._waiting[:BATCH])
-        request = HTTPRequest(
-            f"{broker.url.rstrip('/')}/v1/facts",
-            method="POST",
-            headers={"Authorization": f"Bearer {broker.token}", "Content-Type": "application/json"},
-            body=msgspec.json.encode(batch),
-            connect_timeout=5,
-            request_timeout=20,
-            follow_redirects=False,
-        )
-        response = await AsyncHTTPClient().fetch(request)
-        self._take_receipt(msgspec.json.decode(response.body, type=FactReceipt).upto)
+        headers = {"Content-Type": "application/json"}
+        answer = await broker.call("POST", "/v1/facts", msgspec.json.encode(batch), headers, silence_s=ANSWER_S)
+        if answer.status != 200:
+            raise ValueError(f"it answered {answer.status}")
+        self._take_receipt(msgspec.json.decode(answer.body, type=FactReceipt).upto)
+
+    def _current_broker(self) -> Connections:
+        address = msgspec.json.decode(self._broker_file.read_bytes(), type=BrokerAddress)
+        if self._broker is not None and self._broker[0] == address:
+            return self._broker[1]
+        if self._broker is not None:
+            self._broker[1].close()
+        self._broker = (address, Connections(address.url, address.token, connect_s=CONNECT_S))
+        return self._broker[1]
 
     def _take_receipt(self, upto: int) -> None:
         taken = max(0, min(upto - self._head.first + 1, len(self._waiting)))
