@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent import futures
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from jupyter_gpumarket.api import RunCost
 from jupyter_gpumarket.client.broker import AsyncClient, connect_async
 from jupyter_gpumarket.client.cluster import AsyncClusterClient
 from jupyter_gpumarket.config import Folders
@@ -33,7 +34,7 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
         """Run to the end, from a thread that is not the loop's own; an interrupt cancels the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        future = self.begin(work)
         try:
             # In short waits: a signal that the system hands to another thread does not wake a sleeping main thread,
             # and Ctrl-C would only be seen at the end of the call.
@@ -43,6 +44,10 @@ class _Loop:
         except BaseException:
             future.cancel()
             raise
+
+    def begin(self, work: Coroutine[Any, Any, R]) -> futures.Future[R]:
+        """Begin it, and do not wait."""
+        return asyncio.run_coroutine_threadsafe(work, self._running())
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._guard:
@@ -89,6 +94,7 @@ class ClusterClient(_Bridged):
     """`AsyncClusterClient` for threads without a loop: same methods, same errors."""
 
     run = _bridged(AsyncClusterClient.run)
+    begin = _bridged(AsyncClusterClient.begin)
     runs = _bridged(AsyncClusterClient.runs)
     run_view = _bridged(AsyncClusterClient.run_view)
     messages = _bridged(AsyncClusterClient.messages)
@@ -115,6 +121,17 @@ class ClusterClient(_Bridged):
     put_packages = _bridged(AsyncClusterClient.put_packages)
     restart_session = _bridged(AsyncClusterClient.restart_session)
     node_log = _bridged(AsyncClusterClient.node_log)
+
+
+class Ahead:
+    """Calls whose answers are needed later: they are under way while the caller does something else."""
+
+    def __init__(self, twin: AsyncClient) -> None:
+        self._twin = twin
+
+    def run_cost(self, run_id: str, *, wait_s: float = 0) -> futures.Future[RunCost]:
+        """`Client.run_cost`, begun now."""
+        return _LOOP.begin(self._twin.run_cost(run_id, wait_s=wait_s))
 
 
 class Client(_Bridged):
@@ -146,6 +163,11 @@ class Client(_Bridged):
     orphans = _bridged(AsyncClient.orphans)
     reconcile = _bridged(AsyncClient.reconcile)
     shutdown = _bridged(AsyncClient.shutdown)
+
+    @property
+    def ahead(self) -> Ahead:
+        """Calls that are begun now and answered later."""
+        return Ahead(self._twin)
 
     @property
     def folders(self) -> Folders:

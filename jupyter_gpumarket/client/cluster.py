@@ -57,11 +57,23 @@ class AsyncClusterClient:
         view: RunView = await self._call("GET", f"/v1/runs/{_part(run_id)}", RunView)
         return view
 
-    async def messages(self, run_id: str, after: int = 0, wait_s: float = 0) -> MessageBatch:
-        """Output messages after number `after`; waits up to `wait_s` when there is nothing yet."""
-        query = {"after": after, "wait_s": wait_s}
+    async def begin(self, request: RunRequest, wait_s: float = 0, calm_s: float = 0) -> MessageBatch:
+        """`run` and the first `messages` in one call."""
+        query = {"after": 0, "wait_s": wait_s, "calm_s": calm_s}
+        path = f"/v1/runs/{_part(request.run_id)}/messages"
+        batch: MessageBatch = await self._call(
+            "POST", path, MessageBatch, body=request, query=query, wait_s=wait_s + calm_s
+        )
+        return batch
+
+    async def messages(self, run_id: str, after: int = 0, wait_s: float = 0, calm_s: float = 0) -> MessageBatch:
+        """Output messages after number `after`; waits up to `wait_s` when there is nothing yet.
+
+        Output is told after `calm_s` at the soonest, the run's end at once.
+        """
+        query = {"after": after, "wait_s": wait_s, "calm_s": calm_s}
         path = f"/v1/runs/{_part(run_id)}/messages"
-        batch: MessageBatch = await self._call("GET", path, MessageBatch, query=query, wait_s=wait_s)
+        batch: MessageBatch = await self._call("GET", path, MessageBatch, query=query, wait_s=wait_s + calm_s)
         return batch
 
     async def interrupt(self, run_id: str) -> RunView:

@@ -241,17 +241,30 @@ class Interrupt(Handler):
 
 
 class Messages(Handler):
-    """GET /v1/runs/{run_id}/messages?after=N&wait_s=S"""
+    """GET and POST /v1/runs/{run_id}/messages?after=N&wait_s=S&calm_s=C: what came after N; POST begins the run first.
+
+    Waits up to `wait_s` for something to tell. What a run prints is told after `calm_s` at the soonest, its end at
+    once: so who shows not more than so many frames a second need not ask in between, and hears the end when it comes.
+    """
 
     async def get(self, run_id: str) -> None:
-        run = self.run_named(run_id)
+        await self._tell(self.run_named(run_id))
+
+    async def post(self, run_id: str) -> None:
+        request = self.body(RunRequest)
+        if request.run_id != run_id:
+            raise BadRequest("run_id: the address and the body name different runs")
+        await self._tell(self.cluster.submit(request))
+
+    async def _tell(self, run: Run) -> None:
         after = int(self.number("after", 2**53))
-        until = asyncio.get_running_loop().time() + self.number("wait_s", LONGEST_WAIT_S)
-        while run.log.count <= after and not run.state.has_ended:
-            left = until - asyncio.get_running_loop().time()
-            if left <= 0:
-                break
-            await run.wait_news(left)
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + self.number("wait_s", LONGEST_WAIT_S)
+        calm_until_s = now_s() + self.number("calm_s", LONGEST_WAIT_S)
+        while run.log.count <= after and not run.state.has_ended and (left_s := until_s - now_s()) > 0:
+            await run.wait_news(left_s)
+        if not run.state.has_ended and run.log.count > after and (left_s := calm_until_s - now_s()) > 0:
+            await run.wait_end(left_s)
         view = run.view()
         node = self.cluster.node(view.lease_id)
         self.answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,6 +29,7 @@ class Run:
         self.state = state
         self._log: RunLog | None = None
         self._news = asyncio.Event()
+        self._ending = asyncio.Event()
 
     @property
     def run_id(self) -> str:
@@ -91,13 +93,18 @@ class Run:
         """Wake whoever waits for news of this run."""
         self._news.set()
         self._news = asyncio.Event()
+        if self.state.has_ended:
+            self._ending.set()
 
     async def wait_news(self, timeout_s: float) -> None:
         """Return when something has changed, or after the time."""
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), timeout_s)
-        except TimeoutError:
-            return
+
+    async def wait_end(self, timeout_s: float) -> None:
+        """Return when the run has ended, or after the time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), timeout_s)
 
     def output_path(self, name: str) -> Path:
         """Where an output variable lies. Named by its place in the request: a node's word never becomes a path."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from jupyter_gpumarket.api import MessageBatch, RunView
+from jupyter_gpumarket.api import MessageBatch, RunRequest, RunView
 from jupyter_gpumarket.cleaning.messages import (
     Clear,
     MessageCleaner,
@@ -36,13 +36,22 @@ class Detached(KeyboardInterrupt):
 
 
 class Followed:
-    """One run, and how far it has been shown."""
+    """One run, and how far it has been shown. With a `request`, it is begun when it is first looked at."""
 
     def __init__(
-        self, run_id: str, cluster: ClusterClient, place: Place, *, trusted: bool = False, prefix: str = ""
+        self,
+        run_id: str,
+        cluster: ClusterClient,
+        place: Place,
+        *,
+        trusted: bool = False,
+        prefix: str = "",
+        request: RunRequest | None = None,
     ) -> None:
         self.run_id = run_id
         self.cluster = cluster
+        self._request = request
+        self._shown_s = float("-inf")
         self.place = place
         self.prefix = prefix
         self.after = 0
@@ -60,7 +69,24 @@ class Followed:
         """Whether it has ended and everything has been shown."""
         return self.view is not None and self.view.status in ENDED_RUNS and self.after >= self.view.messages
 
-    def take(self, batch: MessageBatch, now_ms: int) -> list[Shown]:
+    def look(self, wait_s: float, now_s: float) -> MessageBatch:
+        """What is new, as soon as there is something; at most so many frames a second, but the end at once."""
+        calm_s = min(MIN_FRAME_S, max(0.0, self._shown_s + MIN_FRAME_S - now_s))
+        if self._request is None:
+            return self.cluster.messages(self.run_id, self.after, wait_s, calm_s)
+        # Both in one call: for a short cell it is the only one. It may be made again, for the same run id runs once.
+        batch = self.cluster.begin(self._request, wait_s, calm_s)
+        self._request = None
+        return batch
+
+    def interrupt(self) -> None:
+        """Interrupt it on the node; its beginning may have been cut short."""
+        if self._request is not None:
+            self.cluster.run(self._request)
+            self._request = None
+        self.cluster.interrupt(self.run_id)
+
+    def take(self, batch: MessageBatch, now_ms: int, now_s: float) -> list[Shown]:
         """What a batch of messages adds to the cell. A message seen before is not shown again."""
         shown: list[Shown] = []
         for message in batch.messages:
@@ -72,7 +98,10 @@ class Followed:
         self._note_link(batch, now_ms)
         if self.is_over:
             shown.extend(self._cleaner.finish())
-        return self._hold_clear(coalesce(shown))
+        frame = self._hold_clear(coalesce(shown))
+        if frame:
+            self._shown_s = now_s
+        return frame
 
     def state_words(self, now_ms: int) -> str:
         """What the cost line says about it."""
@@ -151,9 +180,8 @@ class Follower:
                         self._interrupt(going, watch)
 
     def _once(self, run: Followed, watch: InterruptWatch, wait_s: float) -> None:
-        started_s = self._clock.monotonic_s()
         try:
-            batch = watch.wait(lambda: run.cluster.messages(run.run_id, run.after, wait_s))
+            batch = watch.wait(lambda: run.look(wait_s, self._clock.monotonic_s()))
         except (Unreachable, BrokerUnavailable) as error:
             self._away(run, watch, error)
             return
@@ -162,13 +190,9 @@ class Follower:
         run.away_since_s = None
         if notice := run.fresh_notice(batch, self._clock.now_ms()):
             self._stage.write(f"\n[gpumarket] {notice}\n", to_stderr=True)
-        frame = run.take(batch, self._clock.now_ms())
+        frame = run.take(batch, self._clock.now_ms(), self._clock.monotonic_s())
         self._publish(run, frame)
         self._tell(run)
-        if frame and not run.is_over:
-            rest_s = MIN_FRAME_S - (self._clock.monotonic_s() - started_s)
-            if rest_s > 0:
-                watch.wait(lambda: self._pause(rest_s))
 
     def _publish(self, run: Followed, frame: list[Shown]) -> None:
         for one in frame:
@@ -200,4 +224,4 @@ class Follower:
             )
         self._stage.write("\n[gpumarket] interrupting on the node; once more detaches\n", to_stderr=True)
         for run in going:
-            watch.wait(lambda: run.cluster.interrupt(run.run_id))  # noqa: B023 -- called at once
+            watch.wait(run.interrupt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
 from jupyter_gpumarket.api import RunCost, RunRequest, RunView, RunWish
@@ -30,6 +31,7 @@ from jupyter_gpumarket.notebook.values import InputValue, encode_inputs, fetch_o
 # The cluster process tells the broker of a run's end over HTTP; usually within milliseconds.
 FINAL_COST_PATIENCE_S = 5.0
 FINAL_COST_WAIT_S = 0.5
+EARLY_COST_WAIT_S = 2.0
 
 
 class _Cell(NamedTuple):
@@ -73,7 +75,9 @@ class CellRunner:
         if own_code is not None:
             self.syncer.bring(own_code, leases)
         cell = _Cell(code, options, owner, values, cell_id(self._shell))
-        runs = [self._start(lease, cell, is_one_of_many=len(leases) > 1) for lease in leases]
+        # Several begin before any is waited for; so does one that nobody waits for.
+        begins_now = options.detach or len(leases) > 1
+        runs = [self._start(lease, cell, is_one_of_many=len(leases) > 1, begins_now=begins_now) for lease in leases]
         if options.detach:
             return self._detached(runs)
         self.finish(runs, line)
@@ -98,8 +102,10 @@ class CellRunner:
         line = line or self._line(runs[0].run_id)
         first = runs[0]
         line.announce(first.run_id, first.place.name)
+        # Asked for before it is there: of a short cell it is known as soon as its end.
+        early = {run.run_id: self._notebook.client.ahead.run_cost(run.run_id, wait_s=EARLY_COST_WAIT_S) for run in runs}
         Follower(self._stage, line, self._notebook.clock, self._notebook.pause).follow(runs)
-        costs = [self._known_cost(run) for run in runs]
+        costs = [_early_cost(early[run.run_id]) or self._known_cost(run) for run in runs]
         known = [cost for cost in costs if isinstance(cost, RunCost)]
         if len(known) == len(runs):
             amount_nusd, final = sum(cost.amount_nusd for cost in known), all(cost.final for cost in known)
@@ -171,7 +177,7 @@ class CellRunner:
             return lease
         return renting.wait_ready(self._notebook, line, lease)
 
-    def _start(self, lease: Lease, cell: _Cell, *, is_one_of_many: bool) -> Followed:
+    def _start(self, lease: Lease, cell: _Cell, *, is_one_of_many: bool, begins_now: bool) -> Followed:
         run_id = secrets.token_hex(8)
         cluster = self._notebook.cluster(lease.lease_id)
         code_sha256 = hashlib.sha256(cell.code.encode("utf-8", "surrogatepass")).hexdigest()
@@ -195,11 +201,19 @@ class CellRunner:
             owner=cell.owner,
             cell_id=cell.cell_id,
         )
-        cluster.run(request)
+        if begins_now:
+            cluster.run(request)
         self._notebook.last_run_id = run_id
         trusted = self.is_trusted(lease) or cell.options.wish.trust
         prefix = f"[{lease.name}] " if is_one_of_many else ""
-        return Followed(run_id, cluster, place_of(lease), trusted=trusted, prefix=prefix)
+        return Followed(
+            run_id,
+            cluster,
+            place_of(lease),
+            trusted=trusted,
+            prefix=prefix,
+            request=None if begins_now else request,
+        )
 
     def is_trusted(self, lease: Lease) -> bool:
         """Whether the user has said that this node is their own."""
@@ -239,6 +253,15 @@ class CellRunner:
     def _fetch(self, view: RunView, run: Followed) -> None:
         namespace = self._shell.user_ns
         fetch_outputs(view, run.cluster, namespace, self._stage, self._notebook.clock)
+
+
+def _early_cost(asked: Future[RunCost]) -> RunCost | None:
+    """The answer to a question that was asked when the cell began, where it was the final one."""
+    try:
+        cost = asked.result(FINAL_COST_WAIT_S)
+    except (GpuMarketError, TimeoutError, CancelledError):
+        return None
+    return cost if cost.final else None
 
 
 def _cost_text(run: Followed, cost: RunCost | GpuMarketError) -> str:

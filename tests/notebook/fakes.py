@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,13 @@ class FakeCluster:
         self.interrupts.append(run_id)
         return self._view(self._request(run_id), 0, is_over=False)
 
-    def messages(self, run_id: str, after: int = 0, wait_s: float = 0) -> MessageBatch:
+    def begin(self, request: RunRequest, wait_s: float = 0, calm_s: float = 0) -> MessageBatch:
+        self.run(request)
+        return self.messages(request.run_id, 0, wait_s, calm_s)
+
+    def messages(self, run_id: str, after: int = 0, wait_s: float = 0, calm_s: float = 0) -> MessageBatch:
         request = self._request(run_id)
+        self.clock.pause(calm_s)
         script = self._script(request)
         look = self.looks[run_id] = self.looks[run_id] + 1
         if script.on_look is not None:
@@ -205,6 +211,15 @@ class FakeCluster:
             outputs=tuple(outputs) if is_over else (),
             spill_path=script.spill_path,
         )
+
+
+class FakeAhead:
+    """Nothing is known earlier than it is asked for."""
+
+    def run_cost(self, run_id: str, *, wait_s: float = 0) -> Future[RunCost]:
+        answer: Future[RunCost] = Future()
+        answer.cancel()
+        return answer
 
 
 class FakeClient:
@@ -285,6 +300,10 @@ class FakeClient:
         cluster = self.clusters.setdefault(lease, FakeCluster(self.clock))
         cluster.scripts.update(self.script_for_new)
         return cluster
+
+    @property
+    def ahead(self) -> FakeAhead:
+        return FakeAhead()
 
     def start_run(self, wish: RunWish) -> CellRun:
         if self.refuse_run is not None:
