@@ -115,6 +115,10 @@ class InvalidTransition(LeaseError):
         self.story = story
 
 
+class LeasesChanged(LeaseError):
+    """The leases are not as the caller saw them last; nothing was done. Look at them and choose again."""
+
+
 class LeaseFailed(LeaseError):
     """No offer led to a ready node; the message tells what each try ended with."""
 

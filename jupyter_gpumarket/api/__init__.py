@@ -52,6 +52,7 @@ from jupyter_gpumarket.api.doors import (
     ReleaseRequest,
     RunCost,
     RunWish,
+    sight_of,
 )
 from jupyter_gpumarket.api.facts import (
     AnyFact,
@@ -192,4 +193,5 @@ __all__ = [
     "SearchView",
     "SeatView",
     "SetupStep",
+    "sight_of",
 ]

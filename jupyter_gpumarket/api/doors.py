@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any, Literal
+
+import msgspec
 
 from jupyter_gpumarket.api.base import Request
 from jupyter_gpumarket.api.nodes import NodeView
@@ -112,6 +116,11 @@ class LeaseView(Record, frozen=True, kw_only=True):
     notices: tuple[str, ...] = ()
 
 
+def sight_of(leases: Iterable[tuple[str, int, tuple[str, ...]]]) -> str:
+    """A short name for how open leases were seen: their ids, the numbers of their last changes, their notices."""
+    return hashlib.sha256(msgspec.json.encode(sorted(leases))).hexdigest()
+
+
 class ClusterAccess(Record, frozen=True, kw_only=True):
     """GET /v1/leases/{lease}/cluster: where the cluster process of this lease listens. The token is a secret."""
 
@@ -124,7 +133,11 @@ class ClusterAccess(Record, frozen=True, kw_only=True):
 
 
 class RunWish(Request, frozen=True, kw_only=True):
-    """POST /v1/runs: before a cell runs; the broker checks the budgets and journals the wish."""
+    """POST /v1/runs: before a cell runs; the broker checks the budgets and journals the wish.
+
+    `sight`: how the caller saw the open leases when it chose this one (`sight_of`). When they are not so any more,
+    nothing is done: so the usual cell need not look at them again. Empty: whatever they are.
+    """
 
     run_id: str
     lease_id: str
@@ -133,6 +146,7 @@ class RunWish(Request, frozen=True, kw_only=True):
     cell_id: str = ""
     code_sha256: str = ""
     budget_nusd: int | None = None
+    sight: str = ""
 
 
 class RunCost(Record, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ from jupyter_gpumarket.api import (
     RunWish,
     SavedSearch,
     SearchView,
+    sight_of,
 )
 from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.broker import leaving, names
@@ -49,7 +50,7 @@ from jupyter_gpumarket.broker.groups import Groups
 from jupyter_gpumarket.broker.purse import Purse
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.config import Folders
-from jupyter_gpumarket.errors import LeaseError, MarketplaceError
+from jupyter_gpumarket.errors import LeaseError, LeasesChanged, MarketplaceError
 from jupyter_gpumarket.journal import Journal, NewEntry
 from jupyter_gpumarket.marketplaces.base import Marketplace
 from jupyter_gpumarket.models import (
@@ -279,6 +280,8 @@ class Service:
             if known.lease_id != lease.lease_id:
                 raise InvalidField(f"the run {wish.run_id} is on another lease", name="run_id")
             return known
+        if wish.sight and wish.sight != await self._sight():
+            raise LeasesChanged("the leases have changed since they were looked at")
         if wish.budget_nusd is not None and wish.budget_nusd <= 0:
             raise InvalidField("budget_nusd must be positive", name="budget_nusd")
         parts.purse.allow_run(wish)
@@ -295,6 +298,12 @@ class Service:
         body = {"lease_id": lease.lease_id, "session": wish.session}
         parts.journal.append([NewEntry(kind="run.wished", subject=run.run_id, body=body, rows=(run,))])
         return run
+
+    async def _sight(self) -> str:
+        """The open leases in short, as `leases` would show them now."""
+        parts = self._parts
+        found = [await parts.engine.wait_changed(lease.lease_id, -1, 0) for lease in parts.books.open_leases()]
+        return sight_of((lease.lease_id, seq, parts.purse.notices(lease.lease_id)) for lease, seq in found)
 
     async def run_cost(self, run_id: str, *, wait_s: float = 0) -> RunCost:
         """A cell run and its share of the bill; waits up to `wait_s` for its end."""

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jupyter_gpumarket import config
-from jupyter_gpumarket.api import LeaseView
+from jupyter_gpumarket.api import LeaseView, sight_of
 from jupyter_gpumarket.client import Client, ClusterClient, connect
 from jupyter_gpumarket.clock import Clock, SystemClock
 from jupyter_gpumarket.config import Settings
@@ -41,6 +41,7 @@ class Notebook:
         self._mine: list[str] = []
         self._used: set[str] = set()
         self._told: set[tuple[str, str]] = set()
+        self._seen: list[LeaseView] = []
 
     @property
     def client(self) -> Client:
@@ -80,6 +81,7 @@ class Notebook:
         if lease_id in self._mine:
             self._mine.remove(lease_id)
         self._clusters.pop(lease_id, None)
+        self._seen = [view for view in self._seen if view.lease.lease_id != lease_id]
 
     def lost(self) -> Lease | None:
         """The node that this kernel used last, when it has ended since; told once."""
@@ -97,10 +99,20 @@ class Notebook:
         self._told.update((view.lease.lease_id, notice) for notice in fresh)
         return fresh
 
-    def leases(self, *, with_nodes: bool = True) -> list[LeaseView]:
-        """This notebook's open leases, the one to use first. Without nodes it is quicker: for every cell's look."""
+    @property
+    def sight(self) -> str:
+        """How this kernel saw the open leases last."""
+        return sight_of((view.lease.lease_id, view.seq, view.notices) for view in self._seen)
+
+    def leases(self, *, with_nodes: bool = True, as_seen: bool = False) -> list[LeaseView]:
+        """This notebook's open leases, the one to use first. Without nodes it is quicker.
+
+        `as_seen`: as they were seen last, without asking. Whoever acts on that tells the broker `sight`.
+        """
         own = self.owner()
-        views = [view for view in self.client.leases(nodes=with_nodes) if is_usable(view.lease)]
+        if not as_seen:
+            self._seen = self.client.leases(nodes=with_nodes)
+        views = [view for view in self._seen if is_usable(view.lease)]
         mine = [view for view in views if self._is_mine(view.lease, own)]
         # What this kernel used last comes first; what only the owner tells (after a restart) newest first.
         order = {lease_id: place for place, lease_id in enumerate(self._mine)}

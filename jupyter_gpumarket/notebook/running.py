@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from concurrent.futures import CancelledError, Future
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jupyter_gpumarket.api import RunCost, RunRequest, RunView, RunWish
 from jupyter_gpumarket.cleaning.text import one_line
-from jupyter_gpumarket.errors import BadRequest, GpuMarketError
+from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeasesChanged
 from jupyter_gpumarket.models import Lease, LeaseState, Owner
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook import renting
@@ -25,7 +26,7 @@ from jupyter_gpumarket.notebook.map_results import MapResults
 from jupyter_gpumarket.notebook.mapping import MapRunner
 from jupyter_gpumarket.notebook.options import CellOptions
 from jupyter_gpumarket.notebook.stage import Stage
-from jupyter_gpumarket.notebook.sync import Syncer
+from jupyter_gpumarket.notebook.sync import Prepared, Syncer
 from jupyter_gpumarket.notebook.values import InputValue, encode_inputs, fetch_outputs, send_inputs
 
 # The cluster process tells the broker of a run's end over HTTP; usually within milliseconds.
@@ -71,17 +72,30 @@ class CellRunner:
         own_code = self.syncer.prepare(options.sync, code) if options.sync else None
         owner = self._notebook.owner(options.project)
         line = self._line(secrets.token_hex(8))
-        leases = self._nodes(options, owner, line)
-        if own_code is not None:
-            self.syncer.bring(own_code, leases)
         cell = _Cell(code, options, owner, values, cell_id(self._shell))
-        # Several begin before any is waited for; so does one that nobody waits for.
-        begins_now = options.detach or len(leases) > 1
-        runs = [self._start(lease, cell, is_one_of_many=len(leases) > 1, begins_now=begins_now) for lease in leases]
+        runs = self._started(cell, line, own_code)
         if options.detach:
             return self._detached(runs)
         self.finish(runs, line)
         return None
+
+    def _started(self, cell: _Cell, line: CostLine, own_code: Prepared | None) -> list[Followed]:
+        options = cell.options
+        if not (options.new or options.on_all or options.node or own_code is not None):
+            # The usual case: the node of the cell before. The broker says so in time when anything is new about it.
+            lease = self._existing(options, as_seen=True)
+            if lease is not None and lease.state is LeaseState.READY:
+                with contextlib.suppress(LeasesChanged):
+                    run = self._start(lease, cell, sight=self._notebook.sight, begins_now=options.detach)
+                    self._notebook.use(lease.lease_id)
+                    return [run]
+        leases = self._nodes(options, cell.owner, line)
+        if own_code is not None:
+            self.syncer.bring(own_code, leases)
+        is_one_of_many = len(leases) > 1
+        # Several begin before any is waited for; so does one that nobody waits for.
+        begins_now = options.detach or is_one_of_many
+        return [self._start(lease, cell, is_one_of_many=is_one_of_many, begins_now=begins_now) for lease in leases]
 
     def _map(self, options: CellOptions, code: str) -> MapResults | None:
         plan = self.maps.plan(options, code)
@@ -151,17 +165,17 @@ class CellRunner:
         self._notebook.use(lease.lease_id)
         return [self._made_ready(lease, line)]
 
-    def _existing(self, options: CellOptions) -> Lease | None:
+    def _existing(self, options: CellOptions, *, as_seen: bool = False) -> Lease | None:
         """The node that the cell goes to, if one is there: the named one, else this notebook's that fits."""
         if options.node:
             return self._notebook.named(options.node).lease
-        views = self._notebook.leases(with_nodes=False)
+        views = self._notebook.leases(with_nodes=False, as_seen=as_seen)
         for view in views:
             for notice in self._notebook.fresh_notices(view):
                 self._stage.write(f"[gpumarket] {view.lease.name}: {one_line(notice, 500)}\n", to_stderr=True)
             if misfit(view.lease, options.wish.query) is None:
                 return self._heads.for_cell(view.lease, views)
-        if views:
+        if views and not as_seen:
             lease = views[0].lease
             self._stage.say(f"{lease.name} does not fit ({misfit(lease, options.wish.query)}): another node is needed")
         return None
@@ -177,7 +191,9 @@ class CellRunner:
             return lease
         return renting.wait_ready(self._notebook, line, lease)
 
-    def _start(self, lease: Lease, cell: _Cell, *, is_one_of_many: bool, begins_now: bool) -> Followed:
+    def _start(
+        self, lease: Lease, cell: _Cell, *, begins_now: bool, is_one_of_many: bool = False, sight: str = ""
+    ) -> Followed:
         run_id = secrets.token_hex(8)
         cluster = self._notebook.cluster(lease.lease_id)
         code_sha256 = hashlib.sha256(cell.code.encode("utf-8", "surrogatepass")).hexdigest()
@@ -188,6 +204,7 @@ class CellRunner:
             owner=cell.owner,
             cell_id=cell.cell_id,
             code_sha256=code_sha256,
+            sight=sight,
         )
         self._notebook.client.start_run(wish)
         request = RunRequest(

@@ -30,9 +30,10 @@ from jupyter_gpumarket.api import (
     RunRequest,
     RunView,
     RunWish,
+    sight_of,
 )
 from jupyter_gpumarket.config import Folders
-from jupyter_gpumarket.errors import GpuMarketError
+from jupyter_gpumarket.errors import GpuMarketError, LeasesChanged
 from jupyter_gpumarket.models import (
     Budget,
     CellRun,
@@ -308,6 +309,9 @@ class FakeClient:
     def start_run(self, wish: RunWish) -> CellRun:
         if self.refuse_run is not None:
             raise self.refuse_run
+        now = sight_of((view.lease.lease_id, view.seq, view.notices) for view in self.leases())
+        if wish.sight and wish.sight != now:
+            raise LeasesChanged("they have changed")
         self.started.append(wish)
         return CellRun(run_id=wish.run_id, lease_id=wish.lease_id, session=wish.session, status=RunStatus.QUEUED)
 
