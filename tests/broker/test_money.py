@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from jupyter_gpumarket.api import RunWish
+from jupyter_gpumarket.api import RunWish, sight_of
 from jupyter_gpumarket.broker.books import CHARGE_FINAL, Books
 from jupyter_gpumarket.broker.closing import LATE_FACTS_MS, RECONCILED, Closing, rentals_of
 from jupyter_gpumarket.broker.purse import Purse
-from jupyter_gpumarket.errors import BudgetExceeded, StillRunning, Temporary
+from jupyter_gpumarket.broker.service import Service
+from jupyter_gpumarket.errors import BudgetExceeded, LeasesChanged, StillRunning, Temporary
 from jupyter_gpumarket.journal import Journal, NewEntry
 from jupyter_gpumarket.models import (
     Budget,
@@ -110,6 +112,31 @@ def test_a_reservation_counts_before_it_is_spent(world: World) -> None:
 
     with pytest.raises(BudgetExceeded, match=r"vision.*\$1\.50.*reserved"):
         world.purse.allow_lease(lease("second").request)
+
+
+async def test_a_cell_chosen_by_an_old_sight_of_the_leases_is_not_started(world: World) -> None:
+    """The caller saw a lease otherwise than it is: nothing is journaled; with the present sight the cell starts."""
+    world.put(lease())
+    seqs = {"lease-1": 7}
+
+    class Engine(ListeningEngine):
+        async def wait_changed(self, lease_id: str, after_seq: int, timeout_s: float) -> tuple[Lease, int]:
+            assert (after_seq, timeout_s) == (-1, 0)
+            return lease(lease_id), seqs[lease_id]
+
+    facts = SimpleNamespace(take=None)
+    parts = SimpleNamespace(
+        journal=world.journal, books=world.books, purse=world.purse, clock=world.clock, engine=Engine(), facts=facts
+    )
+    service = Service(parts)  # type: ignore[arg-type]
+    with pytest.raises(LeasesChanged):
+        await service.start_run(wish(sight=sight_of([("lease-1", 6, ())])))
+    assert world.journal.run("r1") is None
+    with pytest.raises(LeasesChanged):
+        await service.start_run(wish(sight=sight_of([("lease-1", 7, ("its budget runs out",))])))
+
+    await service.start_run(wish(sight=sight_of([("lease-1", 7, ())])))
+    assert world.journal.run("r1") is not None
 
 
 def test_a_used_up_budget_refuses_runs(world: World) -> None:

@@ -56,6 +56,26 @@ async def test_the_same_run_id_twice_runs_once(cluster: ClusterUnderTest, node: 
     assert refused.json()["field"] == "run_id"
 
 
+async def test_a_cell_is_begun_and_its_end_heard_in_one_call(cluster: ClusterUnderTest, node: FakeNode) -> None:
+    """The call that begins a cell answers with its end, however long output alone might wait; made again, it runs once.
+
+    Output that comes before waits for company: `calm_s` holds it back, and the end brings all of it at once.
+    """
+    await cluster.attach(str(node.path))
+    path, body = "/v1/runs/run-1/messages?wait_s=20&calm_s=20", {"run_id": "run-1", "lease_id": "lease-1", "code": ""}
+    asked = asyncio.create_task(cluster.call("POST", path, body))
+    await until(lambda: "run-1" in node.runs)
+    await node.say("run-1", "soon over\n")
+    await node.finish("run-1")
+    async with asyncio.timeout(10):
+        first, again = (await asked).json(), (await cluster.call("POST", path, body)).json()
+
+    assert first == again
+    assert first["run"]["status"] == "ok"
+    assert [message["content"]["text"] for message in first["messages"]] == ["soon over\n"]
+    assert node.executed == ["run-1"]
+
+
 async def test_inputs_reach_the_node_once_by_content(cluster: ClusterUnderTest, node: FakeNode) -> None:
     """Bytes put here arrive whole before the cell runs; the same content is not sent again."""
     data = bytes(range(256)) * 10_000

@@ -489,6 +489,41 @@ def test_a_remote_error_fails_the_cell_and_is_shown_once(room: Room, name: str, 
     room.must_run("1 + 1")
 
 
+def test_a_cell_like_the_one_before_does_not_ask_for_leases(room: Room) -> None:
+    """The broker itself says when they have changed; then they are looked at, and the cell runs once."""
+    room.must_run("%%gpu\npass")
+    looks, leases = [], room.client.leases
+
+    def counted(**asked: Any) -> Any:
+        looks.append(asked)
+        return leases(**asked)
+
+    room.must_run("%%gpu\npass")
+    room.client.leases = counted  # type: ignore[method-assign]
+    room.must_run("%%gpu\npass")
+    quiet_looks = len(looks) - 1  # the fake broker's own, when it compares
+    room.client.notice("lease-1", "its budget runs out")
+    room.must_run("%%gpu\npass")
+
+    assert quiet_looks == 0
+    assert "its budget runs out" in room.err
+    assert len(cluster(room).requests) == 4
+
+
+def test_interrupt_while_a_cell_is_begun_still_reaches_the_node(room: Room) -> None:
+    """Ctrl-C in the very call that begins the cell: it may have begun, so it is begun for certain and interrupted."""
+
+    def press(look: int) -> None:
+        if look == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    script(room, "go", on_look=press, until_interrupted=True, status=RunStatus.INTERRUPTED)
+    error = room.run("%%gpu\ngo")
+
+    assert isinstance(error, KeyboardInterrupt)
+    assert len(cluster(room).interrupts) == 1
+
+
 def test_interrupt_reaches_the_node_and_is_raised_again(room: Room) -> None:
     """Ctrl-C: the remote cell is interrupted, its last output still shown, and KeyboardInterrupt stops "Run all"."""
 

@@ -1,0 +1,102 @@
+"""Calls between our own processes: kept connections, broken ones, silent ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from jupyter_gpumarket.loopback import Connections, Lost
+
+Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@asynccontextmanager
+async def peer(talk: Conversation) -> AsyncIterator[Connections]:
+    """A server that does with each connection what `talk` says, and connections to it."""
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await talk(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(served, "127.0.0.1", 0)
+    connections = Connections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "token", connect_s=3)
+    try:
+        yield connections
+    finally:
+        connections.close()
+        server.close()
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(OK)
+    await writer.drain()
+
+
+async def test_one_connection_carries_one_call_after_another() -> None:
+    """A connection is kept and used again."""
+    served = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(writer)
+        for _ in range(3):
+            await answer(reader, writer)
+
+    async with peer(talk) as connections:
+        answers = [await connections.call("GET", "/", silence_s=5) for _ in range(3)]
+
+    assert [found.body for found in answers] == [b"ok"] * 3
+    assert len(served) == 1
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_not_used_again() -> None:
+    """The other side may close an idle connection: the next call does not suffer from it."""
+    closed = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer(reader, writer)
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async with peer(talk) as connections:
+        for _ in range(3):
+            closed.clear()
+            found = await connections.call("POST", "/", b"{}", silence_s=5)
+            assert found == (200, b"ok")
+            await asyncio.wait_for(closed.wait(), 5)
+            async with asyncio.timeout(5):
+                while any(kept.is_usable for kept in connections._kept):
+                    await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_is_cut_is_lost() -> None:
+    """Half an answer is never taken for a whole one."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK[:-1])
+        await writer.drain()
+
+    async with peer(talk) as connections:
+        with pytest.raises(Lost):
+            await connections.call("GET", "/", silence_s=5)
+
+
+async def test_silence_is_told_from_absence() -> None:
+    """Who takes the call and says nothing is there: another error than a closed port's."""
+
+    async def talk(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with peer(talk) as connections:
+        with pytest.raises(TimeoutError):
+            await connections.call("GET", "/", silence_s=0.1)
+    with pytest.raises(Lost):
+        await Connections("http://127.0.0.1:9", "token", connect_s=3).call("GET", "/", silence_s=5)
