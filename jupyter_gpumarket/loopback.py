@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import h11
 
 READ_BYTES = 256 * 1024
+PIECE_BYTES = 256 * 1024
 KEPT = 8
 
 
@@ -45,13 +46,7 @@ class _Connection:
 
     async def call(self, head: h11.Request, content: bytes, silence_s: float) -> Answer:
         """Send and receive."""
-        self._writer.write(self._grammar.send(head) or b"")
-        if content:
-            self._writer.write(content)
-            self._grammar.send_with_data_passthrough(h11.Data(data=content))
-        self._grammar.send(h11.EndOfMessage())
-        with contextlib.suppress(ConnectionError):  # it may have answered before it had read everything
-            await self._writer.drain()
+        await self._send(head, content, silence_s)
         status, pieces = 0, []
         while True:
             event = self._grammar.next_event()
@@ -69,6 +64,17 @@ class _Connection:
         if self._grammar.our_state is h11.DONE and self._grammar.their_state is h11.DONE:
             self._grammar.start_next_cycle()
         return Answer(status, b"".join(pieces))
+
+    async def _send(self, head: h11.Request, content: bytes, silence_s: float) -> None:
+        whole = memoryview(content)
+        self._writer.write(self._grammar.send(head) or b"")
+        self._grammar.send_with_data_passthrough(h11.Data(data=content))
+        self._grammar.send(h11.EndOfMessage())
+        with contextlib.suppress(ConnectionError):  # it may have answered before it had read everything
+            for start in range(0, max(1, len(content)), PIECE_BYTES):
+                self._writer.write(whole[start : start + PIECE_BYTES])
+                async with asyncio.timeout(silence_s):
+                    await self._writer.drain()
 
     def drop(self) -> None:
         """Close it, whatever is under way."""
@@ -98,7 +104,7 @@ class Connections:
         *,
         silence_s: float,
     ) -> Answer:
-        """One call. `silence_s`: the longest time without a byte of the answer.
+        """One call. `silence_s`: the longest time in which nothing moves, seconds.
 
         Raises:
             Lost: see there.

@@ -71,7 +71,7 @@ class Followed:
 
     def look(self, wait_s: float, now_s: float) -> MessageBatch:
         """What is new, as soon as there is something; at most so many frames a second, but the end at once."""
-        calm_s = min(MIN_FRAME_S, max(0.0, self._shown_s + MIN_FRAME_S - now_s))
+        calm_s = round(min(MIN_FRAME_S, max(0.0, self._shown_s + MIN_FRAME_S - now_s)), 3)
         if self._request is None:
             return self.cluster.messages(self.run_id, self.after, wait_s, calm_s)
         # Both in one call: for a short cell it is the only one. It may be made again, for the same run id runs once.
