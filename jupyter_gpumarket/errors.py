@@ -18,6 +18,7 @@ happened to which thing, and then what to do. No secret enters a message.
     │   └─ OutcomeUnknown       it may have happened; look for the label
     ├─ LeaseError
     │   ├─ InvalidTransition    our bug; carries the lease's story
+    │   ├─ LeasesChanged        not as the caller saw them; nothing was done
     │   ├─ LeaseFailed          no offer led to a ready node
     │   └─ StillRunning         release not confirmed: money may still flow
     ├─ BudgetExceeded
