@@ -17,6 +17,7 @@ import msgspec
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
+from jupyter_gpumarket.agent.graphs import Graphs
 from jupyter_gpumarket.wire.messages import DaskStatus, DaskWorkerStatus
 
 EVERY_MS = 500
@@ -51,7 +52,9 @@ class Desk:
         self._scheduler = scheduler
         self._folder = folder
         self._poisoned = Poisoned(scheduler)
+        self._graphs = Graphs(scheduler)
         scheduler.add_plugin(self._poisoned)
+        scheduler.add_plugin(self._graphs)
         self._told: DaskStatus | None = None
         self._retired: list[str] = []
         self._retiring: set[str] = set()
@@ -111,6 +114,8 @@ class Desk:
             workers=workers,
             retired=tuple(self._retired[-1000:]),
             poisoned=tuple(self._poisoned.keys),
+            progress=self._graphs.progress(),
+            graph=self._graphs.graph(),
         )
 
 

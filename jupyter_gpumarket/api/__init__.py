@@ -24,6 +24,8 @@ from jupyter_gpumarket.api.clusters import (
 from jupyter_gpumarket.api.columns import OfferColumns
 from jupyter_gpumarket.api.dask import (
     DaskAccess,
+    DaskGraph,
+    DaskProgress,
     DaskRetire,
     DaskTasks,
     DaskView,
@@ -119,6 +121,8 @@ __all__ = [
     "CostList",
     "CostQuery",
     "DaskAccess",
+    "DaskGraph",
+    "DaskProgress",
     "DaskRetire",
     "DaskTasks",
     "DaskView",

@@ -67,10 +67,39 @@ class DaskWorkerView(Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class DaskProgress(Record, frozen=True, kw_only=True):
+    """How far tasks of one kind are. `done`: over, their results not kept. The name is a node's word: a text."""
+
+    name: str
+    waiting: int = 0
+    processing: int = 0
+    in_memory: int = 0
+    done: int = 0
+    erred: int = 0
+
+
+class DaskGraph(Record, frozen=True, kw_only=True):
+    """The last large graph that was submitted; `number` counts them.
+
+    `known_tasks` of its `tasks` are of kinds that have run before, and take `known_s` on one thread. Results are to go
+    from node to node about `moves` times; of `known_moves` the sizes are known, `moved_bytes` in all.
+    """
+
+    number: int
+    at_ms: int
+    tasks: int
+    known_tasks: int = 0
+    known_s: float = 0.0
+    moves: int = 0
+    known_moves: int = 0
+    moved_bytes: int = 0
+
+
 class DaskTasks(Record, frozen=True, kw_only=True):
     """The scheduler's tasks by state, as of `at_ms`. `occupancy_s`: the time that the assigned ones need, estimated.
 
-    `poisoned` names tasks that ended as errors because too many workers had died with them.
+    `poisoned` names tasks that ended as errors because too many workers had died with them. `progress`: the kinds of
+    tasks with most to do, at most a dozen.
     """
 
     at_ms: int = 0
@@ -82,6 +111,8 @@ class DaskTasks(Record, frozen=True, kw_only=True):
     erred: int = 0
     occupancy_s: float = 0.0
     poisoned: tuple[str, ...] = ()
+    progress: tuple[DaskProgress, ...] = ()
+    graph: DaskGraph | None = None
 
 
 class DaskWayView(Record, frozen=True, kw_only=True):

@@ -330,6 +330,34 @@ class DaskWorkerStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     memory_limit: int = 0
 
 
+class DaskProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many tasks of one kind are where; `done` are those whose result is not kept any more."""
+
+    name: str
+    waiting: int = 0
+    processing: int = 0
+    in_memory: int = 0
+    done: int = 0
+    erred: int = 0
+
+
+class DaskGraph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The last large graph that was submitted, and what is known of it by now.
+
+    `known_tasks` of its `tasks` are of kinds that have run before, and take `known_s` on one thread. Results are to go
+    from node to node about `moves` times; of `known_moves` the sizes are known, `moved_bytes` in all.
+    """
+
+    number: int
+    at_ms: int
+    tasks: int
+    known_tasks: int = 0
+    known_s: float = 0.0
+    moves: int = 0
+    known_moves: int = 0
+    moved_bytes: int = 0
+
+
 class DaskStatus(Message, frozen=True, kw_only=True, tag="dask_status"):
     """What the scheduler does, every half second while that changes."""
 
@@ -344,6 +372,8 @@ class DaskStatus(Message, frozen=True, kw_only=True, tag="dask_status"):
     workers: tuple[DaskWorkerStatus, ...] = ()
     retired: tuple[str, ...] = ()
     poisoned: tuple[str, ...] = ()
+    progress: tuple[DaskProgress, ...] = ()
+    graph: DaskGraph | None = None
 
 
 class Leaving(Message, frozen=True, kw_only=True, tag="leaving"):
