@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 from msgspec import Meta
@@ -11,18 +12,25 @@ from jupyter_gpumarket.api.dask import DaskView, DaskWish
 from jupyter_gpumarket.models import Lease, OfferQuery, Owner, Record
 
 Nodes = Annotated[int, Meta(ge=0, le=1000)]
+Seconds = Annotated[float, Meta(ge=1, le=86_400)]
 
 
 class Aim(Request, frozen=True, kw_only=True):
     """How many nodes. Equal `minimum` and `maximum` are a fixed number; else the queue decides between them.
 
     `max_nusd_hour` limits what all nodes cost together per hour. `finish_by_ms`: by when the work should be done.
+    A new node has to have `least_work_s` of the waiting work, or it is not worth its boot; a node has to have had
+    nothing to do for `idle_s` before it goes, for Dask hands tasks out in bursts; between a step in one direction and
+    one in the other `steady_s` pass.
     """
 
     minimum: Nodes
     maximum: Nodes
     max_nusd_hour: int | None = None
     finish_by_ms: int | None = None
+    least_work_s: Seconds = 60.0
+    idle_s: Seconds = 30.0
+    steady_s: Seconds = 120.0
 
 
 class ClusterWish(Request, frozen=True, kw_only=True):
@@ -62,3 +70,8 @@ class ClusterView(Record, frozen=True, kw_only=True):
     dask: DaskView | None = None
     decisions: tuple[Decision, ...] = ()
     notices: tuple[str, ...] = ()
+
+    def is_trusted(self, own: Collection[str]) -> bool:
+        """Whether the user has called all its nodes their own: by the wish, or as machines of these marketplaces."""
+        places = {lease.offer.marketplace for lease in self.leases if lease.offer is not None}
+        return self.wish.trusted or (bool(places) and places <= set(own))

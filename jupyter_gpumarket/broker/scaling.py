@@ -15,12 +15,6 @@ from jupyter_gpumarket.api import Aim, Decision
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.money import format_usd
 
-# A new node should work at least so long, or it is not worth its boot.
-LEAST_WORK_S = 60.0
-# A node has to have had nothing to do for so long before it may go; Dask hands out tasks in bursts.
-IDLE_S = 30.0
-# After one direction, so long before the other.
-STEADY_S = 120.0
 # A paid quantum is used up to so long before its end.
 BEFORE_END_S = 60.0
 SHORT_QUANTUM_S = 120
@@ -93,8 +87,9 @@ def decide(now: Situation) -> Decision:
         return Decision(reasons=(f"{count} nodes, as asked",))
     wanted, reasons = _wanted(now)
     if wanted > count:
-        if past.shrank_s is not None and past.shrank_s < STEADY_S:
-            wait = f"a node was given back {past.shrank_s:.0f} s ago; not before {STEADY_S:.0f} s another one is rented"
+        if past.shrank_s is not None and past.shrank_s < aim.steady_s:
+            since = f"a node was given back {past.shrank_s:.0f} s ago"
+            wait = f"{since}; not before {aim.steady_s:.0f} s another one is rented"
             return Decision(reasons=(*reasons, wait))
         return _grow(now, wanted - count, reasons)
     return _shrink(now, reasons)
@@ -108,7 +103,7 @@ def _wanted(now: Situation) -> tuple[int, list[str]]:
         return count, ["nothing waits"]
     if market is None:
         return count, ["no offer fits now"]
-    worth_s = max(LEAST_WORK_S, market.boot_s, market.least_paid_s / 2)
+    worth_s = max(aim.least_work_s, market.boot_s, market.least_paid_s / 2)
     told = f"{load.tasks} tasks need about {load.work_s:.0f} worker-seconds"
     best = count
     for more in range(1, aim.maximum - count + 1):
@@ -155,7 +150,7 @@ def _grow(now: Situation, more: int, reasons: list[str]) -> Decision:
             limit, paid = format_usd(aim.max_nusd_hour), format_usd(rate)
             reasons = [*reasons, f"the limit of {limit}/h leaves room for {room} more beside the {paid}/h of now"]
             more = room
-    least = market.price_nusd_hour * max(1, round(market.boot_s + max(market.least_paid_s, LEAST_WORK_S))) // 3600
+    least = market.price_nusd_hour * max(1, round(market.boot_s + max(market.least_paid_s, aim.least_work_s))) // 3600
     affordable = max(0, now.free_nusd) // max(least, 1)
     if affordable < more:
         free = format_usd(max(0, now.free_nusd))
@@ -186,11 +181,11 @@ def _shrink(now: Situation, reasons: list[str]) -> Decision:
     idle = [
         node
         for node in nodes
-        if not node.is_head and node.state == "ready" and node.idle_s is not None and node.idle_s >= IDLE_S
+        if not node.is_head and node.state == "ready" and node.idle_s is not None and node.idle_s >= aim.idle_s
     ]
     if not idle:
-        return Decision(reasons=(*reasons, f"no node has been idle for {IDLE_S:.0f} s"))
-    if past.grew_s is not None and past.grew_s < STEADY_S:
+        return Decision(reasons=(*reasons, f"no node has been idle for {aim.idle_s:.0f} s"))
+    if past.grew_s is not None and past.grew_s < aim.steady_s:
         return Decision(reasons=(*reasons, f"the cluster grew {past.grew_s:.0f} s ago; it is not shrunk before long"))
     ending = [node for node in idle if node.paid_left_s <= BEFORE_END_S]
     if not ending:

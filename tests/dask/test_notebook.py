@@ -16,6 +16,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jupyter_gpumarket.api import CostQuery
 from jupyter_gpumarket.client import Client, connect
 from jupyter_gpumarket.errors import GpuMarketError
 from tests.notebook.real_kernel import ROOT, RealKernel
@@ -167,6 +168,63 @@ def _is_whole_without(broker: Client, lost: str) -> bool:
     return len(running - {lost}) == 2
 
 
+def test_an_estimate_is_told_before_and_when_much_is_submitted(kernel: RealKernel) -> None:
+    """`%gpu cluster estimate` measures on the head; a large graph that a cell submits is estimated under the cell."""
+    kernel.must_run("%%gpu\nimport dask.array as da\nx = da.ones((4000, 4000), chunks=(400, 4000))")
+    before = kernel.must_run('%gpu cluster estimate "x.rechunk((4000, 400)).sum()" --seconds-each 0.2')
+    meanwhile = kernel.must_run(
+        "%%gpu\nimport time\n"
+        "def slow(x):\n    time.sleep(0.5)\n    return x\n"
+        "futures = client.map(slow, range(400))\ntime.sleep(5)\nclient.cancel(futures)\ndel futures"
+    )
+    wrong = kernel.run('%gpu cluster estimate "no_such_name + 1"')
+
+    assert re.search(r"\d+ tasks \(0\.2 s each as you say\), result 8 bytes, 128 MB to move: about", before.stdout)
+    assert re.search(r"Dask has 400 tasks: about \d", meanwhile.stdout), meanwhile.stdout
+    assert "no_such_name" in str(wrong.reply["evalue"])
+
+
+def at_work(broker: Client) -> set[str]:
+    """The leases of which a worker runs."""
+    dask = broker.cluster_view("crew").dask
+    return {worker.lease_id for worker in dask.workers if worker.state == "running"} if dask else set()
+
+
+def test_adapt_rents_for_a_queue_and_gives_back_when_it_is_empty(kernel: RealKernel, broker: Client) -> None:
+    """One node more while work waits, given back when none does, and no other step; reasons and ledger tell it."""
+    kernel.must_run("import jupyter_gpumarket as gm\ncluster = gm.GPUCluster(name='crew')\ncluster.scale(1)")
+    until(lambda: len(broker.cluster_view("crew").leases) == 1, "one node is left")
+    (first,) = broker.cluster_view("crew").leases
+    pid = broker.health()
+    kernel.must_run(
+        "adapting = cluster.adapt(minimum=1, maximum=2, least_work_s=1, idle_s=2, steady_s=4)\n"
+        "assert (adapting.minimum, adapting.maximum) == (1, 2)"
+    )
+    kernel.must_run(
+        "%%gpu\nimport time\n"
+        "def slow(x):\n    time.sleep(0.5)\n    return x\n"
+        "futures = client.map(slow, range(600), pure=False)"
+    )
+    grown = until(lambda: len((view := broker.cluster_view("crew")).leases) == 2 and view, "a node is rented")
+    second = next(lease for lease in grown.leases if lease.lease_id != first.lease_id)
+    until(lambda: second.lease_id in at_work(broker), "its worker has joined")
+    kernel.must_run("%%gpu\nclient.cancel(futures)\ndel futures")
+    until(lambda: [one.lease_id for one in broker.cluster_view("crew").leases] == [first.lease_id], "it is given back")
+    until(lambda: "fewest" in broker.cluster_view("crew").decisions[-1].reasons[-1], "nothing more is done")
+    steps = [one for one in broker.cluster_view("crew").decisions if one.grow or one.release][-2:]
+    charges = broker.costs(CostQuery(lease=second.lease_id)).charges
+
+    print(broker.cluster_view("crew").decisions, broker.health(), pid)
+    print(broker.folders.broker_log.read_text()[-5000:])
+    assert [(one.grow, one.release) for one in steps] == [(1, ()), (0, (second.lease_id,))]
+    assert "worker-seconds" in steps[0].reasons[0]
+    assert "the dearest idle node goes" in steps[1].reasons[-1]
+    assert sum(charge.amount_nusd for charge in charges) > 0
+    assert broker.cluster_view("crew").spent_nusd <= grown.wish.budget_nusd
+    kernel.must_run("adapting.stop()")
+    assert broker.cluster_view("crew").wish.aim.maximum == 1
+
+
 def test_release_gives_all_of_it_back(kernel: RealKernel, broker: Client) -> None:
     """`%gpu cluster release` ends every node, and tells what all of it cost."""
     done = kernel.must_run("%gpu cluster release")
@@ -176,7 +234,8 @@ def test_release_gives_all_of_it_back(kernel: RealKernel, broker: Client) -> Non
 
 
 def test_trusted_nodes_let_a_client_of_the_notebook_in(kernel: RealKernel, broker: Client) -> None:
-    """With `trust=True`, `Client(cluster)` works in the notebook, said once; found again by name, and awaited, too."""
+    """With `trust=True`, `Client(cluster)` works in the notebook, said once; after a restart of the kernel it is found
+    again by name, and awaited, too."""
     done = kernel.must_run(
         "import jupyter_gpumarket as gm\nfrom distributed import Client\n"
         "own = gm.cluster(\n"
@@ -190,6 +249,8 @@ def test_trusted_nodes_let_a_client_of_the_notebook_in(kernel: RealKernel, broke
     assert "own is trusted: its scheduler may run code in this notebook" in done.stdout
     assert "\n42\nTrue\n" in f"\n{done.stdout}"
     assert re.search(r"True http://127\.0\.0\.1:\d+/status True", done.stdout), done.stdout
+    kernel.restart()
+    kernel.must_run("import jupyter_gpumarket as gm\nfrom distributed import Client")
     again = kernel.must_run(
         "async with gm.GPUCluster(name='own', asynchronous=True) as found:\n"
         "    await found.wait_for_workers(1, timeout=30)\n"
