@@ -24,6 +24,8 @@ from jupyter_gpumarket.errors import ConfigError, MissingCredentials
 from jupyter_gpumarket.money import usd
 
 ENVIRONMENT_PREFIX = "JUPYTER_GPUMARKET_"
+# Set by the Jupyter server's extension for its kernels: under which path of its origin the server is.
+BASE_URL_VARIABLE = ENVIRONMENT_PREFIX + "BASE_URL"
 
 
 class Secret:

@@ -9,6 +9,8 @@
     runs.py       what a cell run wrote, as text
     files.py      costs as files
     handlers.py   who may call, how a call is read, how errors are answered
+    dashboards.py       where a trusted cluster's Dask dashboard is
+    dashboard_pages.py  its pages and sockets, passed through
     door.py       the one connection to the broker, started when it is first needed
     watch.py      looks at the broker while somebody uses it, and tells what has changed
     sight.py      what was seen at one look, and (pure) what differs between two of them

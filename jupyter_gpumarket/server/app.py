@@ -14,7 +14,8 @@ from traitlets import Bool, Float, Unicode
 from jupyter_gpumarket import config
 from jupyter_gpumarket.api import OfferColumns, OfferList
 from jupyter_gpumarket.errors import GpuMarketError
-from jupyter_gpumarket.server import fanout
+from jupyter_gpumarket.server import dashboard_pages, fanout
+from jupyter_gpumarket.server.dashboards import Dashboards
 from jupyter_gpumarket.server.door import Door
 from jupyter_gpumarket.server.events import Bus
 from jupyter_gpumarket.server.handlers import rules
@@ -69,14 +70,17 @@ class GpuMarketApp(ExtensionApp):
     _offers_as_of_ms = 0
 
     def initialize_settings(self) -> None:
-        """Jupyter's hook: kernels shall find the same broker as the pages do."""
+        """Jupyter's hook: kernels shall find the same broker as the pages do, and this server."""
         if self.home:
             os.environ[HOME_VARIABLE] = str(Path(self.home).expanduser().absolute())
+        # Where a link in a notebook leads back to this server, whatever name the browser knows it by.
+        os.environ[config.BASE_URL_VARIABLE] = self.serverapp.base_url
 
     def initialize_handlers(self) -> None:
         """Jupyter's hook: routes, event schemas, figures."""
         self._bus = Bus(self.serverapp.event_logger)
         self._door = Door(home=self.home, timeout_s=self.start_timeout_s, start=True)
+        self.handlers.extend(dashboard_pages.rules(Dashboards(self._door)))
         self.handlers.extend(rules(self._door, ROUTES, self._used))
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:  # noqa: ARG002 -- Jupyter's signature

@@ -120,13 +120,15 @@ def lab_in(folder: Path, home: Path, *options: str, extension: Path | None) -> I
     # What is built here goes before the copy that an installation has made of it.
     environment["JUPYTER_PREFER_ENV_PATH"] = "0"
     enabled = {"jupyter_gpumarket": extension is not None, "jupyterlab": True, "notebook": True, "ipyparallel": False}
+    enabled |= {"dask_labextension": False, "jupyter_server_proxy": False}
     (own["config"] / "jupyter_server_config.json").write_text(
         json.dumps({"ServerApp": {"jpserver_extensions": enabled}, "IdentityProvider": {"token": TOKEN}})
     )
     # What others have installed here is none of our business.
     (own["config"] / "labconfig").mkdir()
+    others = ("ipyparallel-labextension", "dask-labextension", "@jupyterhub/jupyter-server-proxy")
     (own["config"] / "labconfig" / "page_config.json").write_text(
-        json.dumps({"disabledExtensions": {"ipyparallel-labextension": True}})
+        json.dumps({"disabledExtensions": dict.fromkeys(others, True)})
     )
     # The question whether news may be fetched would lie over everything.
     quiet = own["settings"] / "@jupyterlab" / "apputils-extension"

@@ -27,6 +27,7 @@ TOKEN = "the-servers-token-f3a9"
 START_S = 60.0
 PATIENCE_S = 90.0
 ROOT = Path(__file__).parents[2]
+LABEXTENSION = ("dask_labextension", "jupyter_server_proxy")
 BASE = "/lab-42/"  # never the root, as behind JupyterHub
 
 
@@ -118,16 +119,19 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server_in(folder: Path, home: Path, *options: str, extension: bool = True) -> Iterator[Server]:
-    """A server whose extension uses the broker of `home`."""
+def server_in(
+    folder: Path, home: Path, *options: str, extension: bool = True, beside: tuple[str, ...] = ()
+) -> Iterator[Server]:
+    """A server whose extension uses the broker of `home`; `beside` names other extensions that it has."""
     own = {name: folder / name for name in ("config", "runtime", "data", "ipython", "root")}
     for path in own.values():
         path.mkdir(parents=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "GPUMARKET", "JPY"))}
     environment |= {f"JUPYTER_{n.upper()}_DIR": str(own[n]) for n in ("config", "runtime", "data")}
     environment |= {"IPYTHONDIR": str(own["ipython"]), "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
-    others = ("ipyparallel", "jupyterlab", "jupyter_lsp", "notebook_shim", "jupyter_server_terminals")
-    enabled = {"jupyter_gpumarket": extension} | dict.fromkeys(others, False)
+    environment |= {"DASK_CONFIG": str(own["config"])}  # where dask-labextension writes its defaults
+    others = ("ipyparallel", "jupyterlab", "jupyter_lsp", "notebook_shim", "jupyter_server_terminals", *LABEXTENSION)
+    enabled = {"jupyter_gpumarket": extension} | dict.fromkeys(others, False) | dict.fromkeys(beside, True)
     (own["config"] / "jupyter_server_config.json").write_text(
         json.dumps({"ServerApp": {"jpserver_extensions": enabled}, "IdentityProvider": {"token": TOKEN}})
     )
