@@ -8,6 +8,7 @@ from jupyter_gpumarket.api import ClusterView, DaskView, LeaseView
 from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.errors import BadRequest, GpuMarketError
 from jupyter_gpumarket.models import Lease
+from jupyter_gpumarket.notebook.forecast import GraphForecast
 from jupyter_gpumarket.notebook.kernel import Notebook
 from jupyter_gpumarket.notebook.stage import Stage
 
@@ -22,6 +23,7 @@ class Heads:
         self._notebook = notebook
         self._stage = stage
         self._told: dict[str, tuple[int, str]] = {}
+        self._seen: dict[str, tuple[DaskView, list[Lease]]] = {}
 
     def for_cell(self, lease: Lease, views: Sequence[LeaseView]) -> Lease:
         """The head of the lease's cluster, where Dask runs on one; else the lease itself."""
@@ -36,7 +38,13 @@ class Heads:
         if head is None:
             return lease
         self._tell(cluster, head, dask)
+        self._seen[head.lease_id] = (dask, [view.lease for view in views if view.lease.request.cluster == cluster])
         return head
+
+    def forecast(self, lease: Lease) -> GraphForecast | None:
+        """For a cell on this node: tells of what Dask is given from now on; None where no scheduler runs."""
+        seen = self._seen.get(lease.lease_id)
+        return None if seen is None else GraphForecast(seen[0].tasks.graph, seen[1])
 
     def _running(self, lease: Lease, dask: DaskView) -> DaskView:
         """Dask once its scheduler runs; after some time, as it is."""

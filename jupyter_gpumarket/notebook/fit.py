@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.clock import in_words
-from jupyter_gpumarket.models import Record
+from jupyter_gpumarket.models import Lease, Record
 from jupyter_gpumarket.money import cost_nusd, format_usd
 
 # What a relayed way between two nodes carries at most, whatever their lines can: measured over one link (benchmarks).
@@ -19,6 +20,8 @@ RELAY_MBPS = 1200.0
 UNKNOWN_MBPS = 100.0
 SLOWEST_MBPS = 0.01
 NETWORK_BOUND_SHARE = 0.5
+WORTH_A_WORD_S = 1.0
+HOME = "the line of this machine"
 
 
 class Line(Record, frozen=True, kw_only=True):
@@ -32,7 +35,8 @@ class Line(Record, frozen=True, kw_only=True):
 
 class Work(Record, frozen=True, kw_only=True):
     """What is to be done. `seconds_each` is one task's time on one worker; `spread` by how much that may be off (2.0:
-    half to double). `moved_bytes`: what goes between nodes; `user_bytes`: what goes between the user and the nodes.
+    half to double). `moved_bytes`: what goes between nodes; `user_bytes`: what goes from this side to the nodes, and
+    `back_bytes` from them to this side.
     """
 
     tasks: int
@@ -40,6 +44,7 @@ class Work(Record, frozen=True, kw_only=True):
     spread: float = 2.0
     moved_bytes: int = 0
     user_bytes: int = 0
+    back_bytes: int = 0
 
 
 def tasks_in(collection: Any) -> int:
@@ -121,15 +126,16 @@ def estimate(work: Work, lines: Sequence[Line], *, workers: int, rate_nusd_hour:
 
 def _network(work: Work, lines: Sequence[Line], *, is_relayed: bool) -> tuple[Line, float, float]:
     """The slowest line for its part of the bytes, how long that takes, and by which factor it may be off."""
-    each = work.moved_bytes / len(lines)
     has_user = is_relayed and len(lines) > 1
     nodes = lines[1:] if has_user else lines
-    times = [(max(each / _bytes_s(line.up_mbps), each / _bytes_s(line.down_mbps)), line) for line in nodes]
+    each = work.moved_bytes / len(lines)
+    into, out = each + work.user_bytes / len(nodes), each + work.back_bytes / len(nodes)
+    times = [(max(out / _bytes_s(line.up_mbps), into / _bytes_s(line.down_mbps)), line) for line in nodes]
     if has_user:
         user = lines[0]
-        through = work.moved_bytes + work.user_bytes
-        relay = Line(name=user.name, up_mbps=min(user.up_mbps or UNKNOWN_MBPS, RELAY_MBPS), down_mbps=user.down_mbps)
-        times.append((max(through / _bytes_s(relay.up_mbps), through / _bytes_s(relay.down_mbps)), user))
+        up, down = min(user.up_mbps or UNKNOWN_MBPS, RELAY_MBPS), min(user.down_mbps or UNKNOWN_MBPS, RELAY_MBPS)
+        there, back = work.moved_bytes + work.user_bytes, work.moved_bytes + work.back_bytes
+        times.append((max(there / _bytes_s(up), back / _bytes_s(down)), user))
     seconds, slowest = max(times, key=lambda pair: pair[0])
     known = bool(slowest.up_mbps and slowest.down_mbps)
     return slowest, seconds, 1.5 if slowest.is_measured else 2.0 if known else 5.0
@@ -143,16 +149,88 @@ def _cost(rate_nusd_hour: int, seconds: float) -> int:
     return cost_nusd(rate_nusd_hour, round(seconds * 1000))
 
 
+def _bound_by_network(work: Work, slowest: Line, *, network_s: float, compute_s: float) -> str:
+    times = f"about {in_words(network_s)}, through {slowest.name} above all, and computing {in_words(compute_s)}"
+    if work.moved_bytes:
+        return (
+            f"this is bound by the network: moving {work.moved_bytes / 1e9:.3g} GB between the nodes takes {times}. "
+            "Fewer and larger nodes, or nodes in one place, will do better than more of them"
+        )
+    there, back = work.user_bytes / 1e9, work.back_bytes / 1e9
+    return (
+        f"this is bound by the network: {there:.3g} GB to the nodes and {back:.3g} GB back take {times}. Let the nodes "
+        "fetch the data themselves, or send less of it: more nodes will not make it quicker"
+    )
+
+
+def path_of(lease: Lease) -> Line:
+    """The way between this side and a node: as the probe has measured it, else as the offer tells the node's line."""
+    offer, name = lease.offer, one_line(lease.name, 60)
+    network = lease.probe.get("network")
+    told = network if isinstance(network, dict) else {}
+    # The probe names directions as this side sees them; what comes down here is what the node sends up.
+    up, down = _positive(told.get("down_mbps")), _positive(told.get("up_mbps"))
+    if up and down:
+        return Line(name=name, up_mbps=up, down_mbps=down, is_measured=True)
+    return Line(name=name, up_mbps=offer.up_mbps if offer else 0.0, down_mbps=offer.down_mbps if offer else 0.0)
+
+
+def own_line_of(lease: Lease) -> Line:
+    """A node's own line, as its marketplace tells it: for nodes that reach each other without this side."""
+    offer = lease.offer
+    return Line(
+        name=one_line(lease.name, 60),
+        up_mbps=offer.up_mbps if offer else 0.0,
+        down_mbps=offer.down_mbps if offer else 0.0,
+    )
+
+
+def home_of(paths: Sequence[Line]) -> Line:
+    """This machine's line: at least as good as the best way to a node that was measured."""
+    measured = [path for path in paths if path.is_measured]
+    if not measured:
+        return Line(name=HOME)
+    up, down = max(path.down_mbps for path in measured), max(path.up_mbps for path in measured)
+    return Line(name=HOME, up_mbps=up, down_mbps=down, is_measured=True)
+
+
+def lines_of(leases: Sequence[Lease], *, is_relayed: bool) -> list[Line]:
+    """The lines that `estimate` wants: between nodes through this side, with its own line first, or without it."""
+    if not is_relayed:
+        return [own_line_of(lease) for lease in leases] or [Line(name="a node")]
+    paths = [path_of(lease) for lease in leases]
+    return [home_of(paths), *paths]
+
+
+def _positive(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e7 else 0.0
+
+
+def shortage(found: Estimate, *, left_nusd: int, left_s: float) -> str:
+    """Why money or time may not do for it; empty when they do even in the worst case that is likely."""
+    needs = f"{format_usd(found.cost_likely_nusd, places=2)}"
+    if found.cost_high_nusd > left_nusd:
+        surely = "will not do" if found.cost_low_nusd > left_nusd else "may not do"
+        return (
+            f"the budget {surely}: this needs about {needs}, up to {format_usd(found.cost_high_nusd, places=2)}, and "
+            f"{format_usd(max(0, left_nusd), places=2)} is left; `%gpu extend --budget` raises it"
+        )
+    if found.total_s.high > left_s:
+        surely = "will not do" if found.total_s.low > left_s else "may not do"
+        return (
+            f"the agreed time {surely}: this takes about {in_words(found.total_s.likely)}, up to "
+            f"{in_words(found.total_s.high)}, and {in_words(max(0.0, left_s))} are left; `%gpu extend --hours` adds"
+        )
+    return ""
+
+
 def _warnings(work: Work, slowest: Line, *, times_s: tuple[float, float], workers: int) -> tuple[str, ...]:
     network_s, compute_s = times_s
     share = network_s / (network_s + compute_s) if network_s + compute_s else 0.0
     told = []
-    if share > NETWORK_BOUND_SHARE:
-        told.append(
-            f"this is bound by the network: moving {work.moved_bytes / 1e9:.3g} GB between the nodes takes about "
-            f"{in_words(network_s)}, through {slowest.name} above all, and computing {in_words(compute_s)}. Fewer and "
-            "larger nodes, or nodes in one place, will do better than more of them"
-        )
+    # A share of nearly nothing is not worth a word.
+    if share > NETWORK_BOUND_SHARE and network_s > WORTH_A_WORD_S:
+        told.append(_bound_by_network(work, slowest, network_s=network_s, compute_s=compute_s))
     if work.tasks < workers:
         told.append(f"{work.tasks} tasks keep only {work.tasks} of {workers} workers busy")
     if work.tasks and work.seconds_each < 0.01:

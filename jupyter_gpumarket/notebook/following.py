@@ -20,13 +20,15 @@ from jupyter_gpumarket.cleaning.messages import (
 from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import ClusterClient
 from jupyter_gpumarket.clock import Clock, in_words
-from jupyter_gpumarket.errors import BrokerUnavailable, Unreachable
+from jupyter_gpumarket.errors import BrokerUnavailable, GpuMarketError, Unreachable
 from jupyter_gpumarket.models import ENDED_RUNS, Notice, RunStatus
 from jupyter_gpumarket.notebook.costline import CostLine, Place, live_text
+from jupyter_gpumarket.notebook.forecast import GraphForecast
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.stage import Stage
 
 WAIT_S = 0.5
+FORECAST_EVERY_S = 1.0
 MIN_FRAME_S = 0.05  # at most twenty frames a second, however fast a node prints
 PATIENCE_S = 120.0  # how long the cluster process may be away before we say so and stop
 
@@ -58,6 +60,7 @@ class Followed:
         self.view: RunView | None = None
         self.link = "up"
         self.link_detail = ""
+        self.forecast: GraphForecast | None = None
         self.link_lost_ms: int | None = None
         self.away_since_s: float | None = None
         self._cleaner = MessageCleaner(run_id, trusted=trusted)
@@ -159,6 +162,7 @@ class Follower:
         self._line = line
         self._clock = clock
         self._pause = pause
+        self._foresaw_s = float("-inf")
 
     def follow(self, runs: list[Followed]) -> None:
         """Until all are over.
@@ -193,6 +197,7 @@ class Follower:
         frame = run.take(batch, self._clock.now_ms(), self._clock.monotonic_s())
         self._publish(run, frame)
         self._tell(run)
+        self._foresee(run, watch)
 
     def _publish(self, run: Followed, frame: list[Shown]) -> None:
         for one in frame:
@@ -202,6 +207,19 @@ class Follower:
             self._stage.show([one], prefix=run.prefix)
             if isinstance(one, Clear):
                 self._line.place_again()
+
+    def _foresee(self, run: Followed, watch: InterruptWatch) -> None:
+        """What Dask's scheduler has been given meanwhile, where the cell runs beside one and it is much."""
+        forecast, now_s = run.forecast, self._clock.monotonic_s()
+        if forecast is None or run.is_over or now_s - self._foresaw_s < FORECAST_EVERY_S:
+            return
+        self._foresaw_s = now_s
+        try:
+            view = watch.wait(run.cluster.dask)
+        except GpuMarketError:
+            return  # an estimate is not worth a word about why there is none
+        for text in forecast.take(view, now_s) if view is not None else ():
+            self._stage.say(text)
 
     def _tell(self, run: Followed) -> None:
         now_ms = self._clock.now_ms()

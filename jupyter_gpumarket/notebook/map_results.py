@@ -175,6 +175,13 @@ class MapResults(Sequence[Any]):
         """Whether it is a map of this body over these items."""
         return (self._request.code, self._request.items_sha256) == (code, items_sha256)
 
+    def seconds_each(self, code: str) -> float:
+        """What an item of this body took here in the mean; 0 where it is another body, or none has ended well."""
+        if self._request.code != code:
+            return 0.0
+        took_ms = [item.took_ms for item in self._read().values() if item.state is ItemState.OK]
+        return sum(took_ms) / len(took_ms) / 1000 if took_ms else 0.0
+
     def __len__(self) -> int:
         return self._request.count
 
@@ -261,6 +268,14 @@ def map_folder(clusters: Path, map_id: str) -> Path:
     if folder is None:
         raise BadRequest(f"no map {map_id[:60]!r} is known; `gm.maps()` lists them")
     return folder
+
+
+def mean_seconds(maps: Sequence[MapResults], code: str) -> float:
+    """What an item took in the newest of these maps that had this body and some results; 0 where there is none."""
+    for one in maps:
+        if (seconds := one.seconds_each(code)) > 0:
+            return seconds
+    return 0.0
 
 
 def all_maps(clusters: Path, cost_of: Callable[[str], int] | None = None) -> list[MapResults]:

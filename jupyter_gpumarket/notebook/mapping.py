@@ -9,7 +9,7 @@ import secrets
 from typing import Any, NamedTuple
 
 from jupyter_gpumarket import codecs
-from jupyter_gpumarket.api import MapRequest, MapState, MapView, RunWish
+from jupyter_gpumarket.api import MapNews, MapRequest, MapState, MapView, RunWish
 from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import ClusterClient
 from jupyter_gpumarket.clock import in_words
@@ -29,13 +29,14 @@ from jupyter_gpumarket.notebook.costline import CostLine
 from jupyter_gpumarket.notebook.data import Data, size_words
 from jupyter_gpumarket.notebook.failures import RemoteInterrupt, show_as
 from jupyter_gpumarket.notebook.following import PATIENCE_S, Detached
+from jupyter_gpumarket.notebook.forecast import MapFacts, MapForecast
 from jupyter_gpumarket.notebook.identity import cell_id
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.kernel import Notebook, is_usable
-from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder
+from jupyter_gpumarket.notebook.map_results import MapResults, all_maps, map_folder, mean_seconds
 from jupyter_gpumarket.notebook.options import CellOptions, MapOptions
 from jupyter_gpumarket.notebook.stage import Stage
-from jupyter_gpumarket.notebook.values import encode_inputs, input_value, send_inputs
+from jupyter_gpumarket.notebook.values import InputValue, encode_inputs, input_value, send_inputs
 
 # What is larger goes as a blob of its own, once per node, instead of inside of the list of items.
 LARGE_ITEM_BYTES = 256 * 1024
@@ -64,6 +65,7 @@ class _Followed(NamedTuple):
     map_id: str
     cluster: ClusterClient
     leases: dict[str, Lease]
+    forecast: MapForecast | None = None
 
 
 class MapRunner:
@@ -118,11 +120,16 @@ class MapRunner:
         cluster = self._notebook.cluster(lease.lease_id)
         map_id = self._known(plan) if plan.map.resume else ""
         leases = self._leases_of(lease)
+        forecast = None
         if map_id:
             view = self._resumed(map_id, cluster, leases, owner, plan)
         else:
-            view = self._started(plan, cluster, leases, owner)
-        followed = _Followed(view.map_id, cluster, leases)
+            inputs = encode_inputs(plan.options.inputs, self._notebook.namespace, self._notebook.data)
+            forecast = MapForecast(self._facts(plan, inputs, cluster, leases))
+            for told in forecast.before():
+                self._stage.say(told)
+            view = self._started(plan, inputs, cluster, leases, owner)
+        followed = _Followed(view.map_id, cluster, leases, forecast)
         self._notebook.last_run_id = view.map_id
         if plan.options.detach:
             self._stage.say(f"{view.map_id} runs; `gm.map_results({view.map_id!r})` reads what has ended")
@@ -201,10 +208,29 @@ class MapRunner:
         self._stage.say("nothing to resume: this cell has not been mapped over these items before; beginning")
         return ""
 
-    def _started(self, plan: Plan, cluster: ClusterClient, leases: dict[str, Lease], owner: Owner) -> MapView:
+    def _facts(
+        self, plan: Plan, inputs: list[InputValue], cluster: ClusterClient, leases: dict[str, Lease]
+    ) -> MapFacts:
+        """What is known of a map before it begins: sizes, nodes, money and time that are left, times of before."""
+        client, now_ms = self._notebook.client, self._notebook.clock.now_ms()
+        views = [view for view in client.leases(nodes=False) if view.lease.lease_id in leases]
+        each = sum(value.size for value in inputs if value.handle is None or not cluster.has_blob(value.handle.sha256))
+        ends = [lease.deadline_ms for lease in leases.values() if lease.deadline_ms is not None]
+        return MapFacts(
+            count=plan.items_count,
+            bytes_in=len(plan.items) + sum(data.size for data in plan.large.values()) + each * len(leases),
+            slots=sum(plan.map.slots or max(1, one.offer.gpu_count if one.offer else 1) for one in leases.values()),
+            leases=tuple(leases.values()),
+            left_nusd=sum(view.lease.request.budget_nusd - view.cost_nusd for view in views),
+            left_s=(min(ends) - now_ms) / 1000 if ends else float("inf"),
+            seconds_each=mean_seconds(all_maps(client.folders.state / "clusters"), plan.code),
+        )
+
+    def _started(
+        self, plan: Plan, inputs: list[InputValue], cluster: ClusterClient, leases: dict[str, Lease], owner: Owner
+    ) -> MapView:
         map_id = f"map{secrets.token_hex(6)}"
         self._announce(map_id, 1, leases, owner, plan.code)
-        inputs = encode_inputs(plan.options.inputs, self._notebook.namespace, self._notebook.data)
         refs = send_inputs(inputs, cluster, self._stage, *leases.values())
         total = len(plan.items) + sum(data.size for data in plan.large.values())
         if plan.large:
@@ -279,6 +305,7 @@ class MapRunner:
                 if news is not None:
                     heard_s, after = clock.monotonic_s(), news.map.n
                     line.live(self._live_text(news.map, followed, pace))
+                    self._foresee(followed, news)
                     if news.map.state is not MapState.RUNNING:
                         return news.map
                     seated_s = seated_s if news.map.reason else heard_s
@@ -291,6 +318,12 @@ class MapRunner:
                     self._stage.write("\n[gpumarket] stopping the map; once more detaches\n", to_stderr=True)
                     watch.wait(lambda: followed.cluster.stop_map(followed.map_id))
                 watch.wait(lambda: self._notebook.pause(FRAME_S))
+
+    def _foresee(self, followed: _Followed, news: MapNews) -> None:
+        """What the first results tell of the rest."""
+        if followed.forecast is not None and news.items:
+            for told in followed.forecast.take(news.items, news.map.ended):
+                self._stage.say(told)
 
     def _refuse_without_nodes(self, followed: _Followed, view: MapView) -> None:
         """Nothing goes on: because no node is left that could?

@@ -223,7 +223,7 @@ class CellRunner:
         self._notebook.last_run_id = run_id
         trusted = self.is_trusted(lease) or cell.options.wish.trust
         prefix = f"[{lease.name}] " if is_one_of_many else ""
-        return Followed(
+        followed = Followed(
             run_id,
             cluster,
             place_of(lease),
@@ -231,6 +231,8 @@ class CellRunner:
             prefix=prefix,
             request=None if begins_now else request,
         )
+        followed.forecast = self._heads.forecast(lease)
+        return followed
 
     def is_trusted(self, lease: Lease) -> bool:
         """Whether the user has said that this node is their own."""
