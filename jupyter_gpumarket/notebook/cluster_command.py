@@ -1,4 +1,4 @@
-"""`%gpu cluster`: rent several nodes with Dask on them, look at them, scale them, ask why, give them back."""
+"""`%gpu cluster`: rent several nodes with Dask on them, look at them, estimate, scale, ask why, give them back."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from jupyter_gpumarket.errors import BadRequest, BudgetExceeded, LeaseFailed, No
 from jupyter_gpumarket.models import ENDED_STATES
 from jupyter_gpumarket.money import cost_nusd, format_usd
 from jupyter_gpumarket.notebook import renting
+from jupyter_gpumarket.notebook.cluster_display import facts_of, is_complete, progress_table
 from jupyter_gpumarket.notebook.costline import CostLine, gpu_words
+from jupyter_gpumarket.notebook.estimating import estimate
 from jupyter_gpumarket.notebook.fanout import own_cluster
-from jupyter_gpumarket.notebook.gpu_cluster import facts_of, is_complete
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.kernel import Notebook
 from jupyter_gpumarket.notebook.options import (
@@ -37,14 +38,16 @@ from jupyter_gpumarket.notebook.sync import Syncer
 POLL_S = 0.5
 READY_PATIENCE_S = 900.0
 RELEASE_PATIENCE_S = 60.0
-WORDS = ("status", "why", "scale", "adapt", "release")
+WORDS = ("status", "why", "estimate", "scale", "adapt", "release")
 MAX_NODES = 1000
 MAX_WAYS = 30
 
 
 def add_cluster_arguments(parser: Any) -> None:
     """The arguments of `%gpu cluster`."""
-    parser.add_argument("what", nargs="*", help="a number of nodes to rent, or: status, why, scale N, adapt, release")
+    parser.add_argument(
+        "what", nargs="*", help="a number of nodes to rent, or: status, why, estimate, scale N, adapt, release"
+    )
     add_wish_arguments(parser)
     add_limit_arguments(parser)
     add_sync_arguments(parser)
@@ -53,6 +56,7 @@ def add_cluster_arguments(parser: Any) -> None:
     parser.add_argument("--minimum", type=int, default=1, help="adapt: at least so many nodes (default: 1)")
     parser.add_argument("--maximum", type=int, help="adapt: at most so many nodes")
     parser.add_argument("--max-usd-hour", metavar="USD", help="adapt: what all nodes together may cost an hour")
+    parser.add_argument("--seconds-each", type=float, metavar="S", help="estimate: how long one task takes")
     parser.add_argument("--finish-by", metavar="TIME", help="adapt: by when the work should be done: 18:30")
 
 
@@ -78,6 +82,9 @@ class ClusterCommand:
             self._aim(arguments, Aim(minimum=aim_at, maximum=aim_at))
         elif word == "adapt":
             self._adapt(arguments)
+        elif word == "estimate":
+            view = own_cluster(self._notebook, arguments.name)
+            estimate(self._notebook, self._stage, view, " ".join(more), _seconds(arguments.seconds_each))
         elif word in WORDS:
             view = own_cluster(self._notebook, arguments.name)
             {"status": self._status, "why": self._why, "release": self._release}[word](view)
@@ -211,6 +218,8 @@ class ClusterCommand:
         )
         headers = ("node", "GPU", "state", "per hour", "workers", "tasks")
         self._stage.table(Table(headers=headers, rows=rows, right=frozenset({3, 4, 5})))
+        if view.dask is not None and (progress := progress_table(view.dask)) is not None:
+            self._stage.table(progress)
         self._say_notices(view)
 
     def _why(self, view: ClusterView) -> None:
@@ -266,6 +275,12 @@ def _number(text: str) -> int:
     if not text.isdigit() or int(text) > MAX_NODES:
         raise BadRequest(f"%gpu cluster: {text!r} is not a number of nodes up to {MAX_NODES}")
     return int(text)
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1e7:
+        raise BadRequest(f"--seconds-each {value:g}: tell the seconds of one task")
+    return value
 
 
 def _time_of_day(text: str, now_ms: int) -> int:

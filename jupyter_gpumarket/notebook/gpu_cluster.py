@@ -13,7 +13,7 @@ import datetime as dt
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -23,41 +23,36 @@ from jupyter_gpumarket.cleaning.text import clean_text
 from jupyter_gpumarket.client import AsyncClient, connect_async
 from jupyter_gpumarket.client.bridge import run
 from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeaseFailed, NodeError
-from jupyter_gpumarket.models import LeaseState, OfferQuery
-from jupyter_gpumarket.money import format_usd, usd
+from jupyter_gpumarket.models import ENDED_STATES, OfferQuery
+from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import fit
+from jupyter_gpumarket.notebook.cluster_display import READY, LiveView, facts_of, html_of, is_complete
+from jupyter_gpumarket.notebook.dask_face import Adapting, DaskFace
 from jupyter_gpumarket.notebook.fit import Estimate
-from jupyter_gpumarket.notebook.identity import owner
+from jupyter_gpumarket.notebook.identity import in_jupyter_server, owner
 from jupyter_gpumarket.notebook.options import SyncOptions
-from jupyter_gpumarket.notebook.stage import as_html
 from jupyter_gpumarket.notebook.sync import bring_to
 
 T = TypeVar("T")
 POLL_S = 0.5
 STALE_S = 0.5
 CLOSE_PATIENCE_S = 60.0
-READY = (LeaseState.READY, LeaseState.UNREACHABLE)
 
 
 class NotTrusted(NodeError):
     """A Dask client here would run what strangers' machines send."""
 
 
-class Adapting(NamedTuple):
-    """Between how many nodes the queue decides."""
-
-    minimum: int
-    maximum: int
-
-
-class GPUCluster:
+class GPUCluster(DaskFace):
     """A cluster of rented nodes with Dask.
 
     With `n` (or another limit) it is rented, or an existing one of this name changed; with a name alone, an existing
-    one is found again, after a kernel restart for example. `budget` (dollars, as text) is for all nodes together.
+    one is found again, after a kernel restart for example. `budget` (dollars, as text) is for all nodes together, and
+    has to be said: it is the consent to rent.
 
     Raises:
-        LeaseFailed: the nodes were not there in time; they are given back. BudgetExceeded: a budget is too small.
+        BadRequest: no budget was said. BudgetExceeded: it, or another budget, is too small.
+        LeaseFailed: the nodes were not there in time; they are given back.
     """
 
     def __init__(
@@ -65,7 +60,7 @@ class GPUCluster:
         n: int | None = None,
         *,
         gpu: str | None = None,
-        budget: str | None = None,
+        budget: str | int | None = None,
         hours: float | None = None,
         name: str = "",
         max_price: str | None = None,
@@ -89,7 +84,9 @@ class GPUCluster:
         self._seen: ClusterView | None = None
         self._seen_s = 0.0
         self._access: tuple[int, DaskAccess] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
+        self._live: LiveView | None = None
         self._is_closed = False
         self._is_said = False
         self._wish: ClusterWish | None = None
@@ -104,7 +101,7 @@ class GPUCluster:
             self._wish = ClusterWish(
                 aim=Aim(minimum=count, maximum=count),
                 query=query,
-                budget_nusd=usd(budget or self._settings.budget),
+                budget_nusd=_said(budget),
                 max_s=round((hours or self._settings.hours) * 3600),
                 owner=owner(self._settings.project, {}),
                 trusted=trust,
@@ -126,7 +123,7 @@ class GPUCluster:
     @property
     def view(self) -> ClusterView:
         """The cluster as the broker knows it: nodes, money, Dask, decisions."""
-        if not self.asynchronous and time.monotonic() - self._seen_s > STALE_S:
+        if not (self.asynchronous or self._is_closed) and time.monotonic() - self._seen_s > STALE_S:
             run(self._look())
         assert self._seen is not None, "await the cluster first"
         return self._seen
@@ -141,27 +138,9 @@ class GPUCluster:
         return Status.running if self._seen is not None else Status.created
 
     @property
-    def scheduler_info(self) -> dict[str, Any]:
-        """The scheduler's identity and workers, in Dask's form."""
-        view = self.view
-        workers = view.dask.workers if view.dask else ()
-        told = {
-            worker.address or worker.name: {
-                "name": worker.name,
-                "nthreads": worker.nthreads,
-                "memory_limit": worker.memory_limit,
-                "resources": {"GPU": 1} if worker.gpu is not None else {},
-                "metrics": {"memory": worker.memory_bytes, "in_flight": worker.processing},
-            }
-            for worker in workers
-            if worker.state == "running"
-        }
-        return {"type": "Scheduler", "id": view.cluster_id, "address": self.scheduler_address, "workers": told}
-
-    @property
     def scheduler_address(self) -> str:
         """Where a client on this machine finds the scheduler; for strangers' nodes only a name, which leads nowhere."""
-        if not self.is_trusted:
+        if not (self.is_trusted and self._is_up()):
             return f"gpumarket://{self.name}"
         return self._granted().address
 
@@ -191,14 +170,19 @@ class GPUCluster:
     @property
     def is_trusted(self) -> bool:
         """Whether the user has said that all its nodes are their own."""
-        view = self.view
-        places = {lease.offer.marketplace for lease in view.leases if lease.offer is not None}
-        return view.wish.trusted or (bool(places) and places <= set(self._settings.trust))
+        return self.view.is_trusted(self._settings.trust)
 
     @property
     def dashboard_link(self) -> str:
-        """The scheduler's dashboard on this machine; empty for strangers' nodes, whose pages are not let in."""
-        return self._granted().dashboard if self.is_trusted and self.view.wish.dask and self._is_up() else ""
+        """The scheduler's dashboard: in a notebook of a Jupyter server through that server, else on this machine.
+
+        Empty for strangers' nodes, whose pages are not let in; what this object shows of itself tells the same.
+        """
+        wish = self.view.wish.dask
+        if not (self.is_trusted and self._is_up()) or wish is None or not wish.dashboard:
+            return ""
+        base = in_jupyter_server()
+        return f"{base}gpumarket/clusters/{self.name}/dashboard/status" if base else self._granted().dashboard
 
     def scale(self, n: int) -> Any:
         """Have so many nodes."""
@@ -211,21 +195,30 @@ class GPUCluster:
         *,
         max_usd_hour: str | None = None,
         finish_by: dt.datetime | None = None,
+        least_work_s: float = 60.0,
+        idle_s: float = 30.0,
+        steady_s: float = 120.0,
         **_: Any,
-    ) -> Any:
+    ) -> Adapting:
         """Have as many nodes as the queue is worth, between these. `%gpu cluster why` tells the reasons.
 
         Args:
             max_usd_hour: what all nodes together may cost an hour, as text.
             finish_by: by when the work should be done; a time without a zone is local.
+            least_work_s: so much of the waiting work a new node has to have.
+            idle_s: so long a node has to have had nothing to do before it is given back.
+            steady_s: so long after a step in one direction before one in the other.
         """
         aim = Aim(
             minimum=max(1, minimum),
             maximum=maximum,
             max_nusd_hour=None if max_usd_hour is None else usd(max_usd_hour),
             finish_by_ms=None if finish_by is None else round(finish_by.timestamp() * 1000),
+            least_work_s=least_work_s,
+            idle_s=idle_s,
+            steady_s=steady_s,
         )
-        return self._do(self._aim(aim, Adapting(aim.minimum, maximum)))
+        return Adapting(aim, self._do(self._aim(aim)), stay=self._stay)
 
     def estimate(
         self,
@@ -243,8 +236,6 @@ class GPUCluster:
             seconds_each, spread: one task's time, and by which factor that may be off.
         """
         view = self.view
-        offers = [lease.offer for lease in view.leases if lease.offer is not None]
-        lines = [fit.Line(name=o.provider or o.offer_id, up_mbps=o.up_mbps, down_mbps=o.down_mbps) for o in offers]
         is_relayed = view.dask is not None and view.dask.relayed > 0
         work = fit.Work(
             tasks=tasks if tasks is not None else fit.tasks_in(collection),
@@ -255,7 +246,7 @@ class GPUCluster:
         workers = max(1, sum(w.state == "running" for w in view.dask.workers) if view.dask else 1)
         return fit.estimate(
             work,
-            [*([fit.Line(name="the line of this machine")] if is_relayed else []), *lines] or [fit.Line(name="a node")],
+            fit.lines_of(view.leases, is_relayed=is_relayed),
             workers=workers,
             rate_nusd_hour=view.rate_nusd_hour,
             is_relayed=is_relayed,
@@ -276,13 +267,15 @@ class GPUCluster:
         """Wait until so many workers run.
 
         Raises:
-            TimeoutError: not in time.
+            TimeoutError: not in time. ValueError: not a number of workers.
         """
+        if not isinstance(n_workers, int) or n_workers < 1:
+            raise ValueError(f"n_workers must be a whole number from 1 up, not {n_workers!r}")
         return self._do(self._wait_for_workers(n_workers, timeout))
 
-    def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Any:  # noqa: ARG002 - Dask's signature
-        """The agent's, scheduler's and workers' last words, by node."""
-        return self._do(self._logs())
+    def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: bool = True) -> Any:
+        """The last words by node (the head has the scheduler's), and as `Cluster` what was decided about its size."""
+        return self._do(self._logs(cluster=cluster, scheduler=scheduler, workers=workers))
 
     logs = get_logs
 
@@ -291,6 +284,8 @@ class GPUCluster:
         return self._do(self._close(CLOSE_PATIENCE_S if timeout is None else timeout))
 
     def __enter__(self) -> Self:
+        if self.asynchronous:
+            raise TypeError("this cluster is asynchronous: use `async with`")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -311,18 +306,45 @@ class GPUCluster:
         return started().__await__()
 
     def __repr__(self) -> str:
+        """As it was when it was last looked at: nothing is asked for this."""
         if self._seen is None:
             return f"GPUCluster({self.name!r}, not started)"
-        return f"GPUCluster({self.name!r}, {', '.join(f'{key} {value}' for key, value in self._facts())})"
+        return f"GPUCluster({self.name!r}, {', '.join(f'{key} {value}' for key, value in facts_of(self._seen))})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{as_html(key)}</th><td>{as_html(value)}</td></tr>" for key, value in self._facts())
-        return f"<b>GPUCluster {as_html(self.name)}</b><table>{rows}</table>"
+        return html_of(self.view, self.dashboard_link)
+
+    def _ipython_display_(self) -> None:
+        """Live where widgets are shown, else as it is now."""
+        from IPython.core.getipython import get_ipython
+        from IPython.display import display
+
+        text = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        if getattr(get_ipython(), "kernel", None) is None:
+            display(text, raw=True)
+            return
+        if self._live is None:
+            self._live = LiveView(self._shown, in_thread=not self.asynchronous)
+        display({**self._live.bundle(), **text}, raw=True)
+
+    def _shown(self) -> str | None:
+        return None if self._is_closed else self._repr_html_()
 
     # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _do(self, work: Coroutine[Any, Any, T]) -> Any:
-        return work if self.asynchronous else run(work)
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """At once, or begun and to be awaited: Dask's tools do not await all that they begin."""
+        return self._begin(work) if self.asynchronous else run(work)
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _stay(self) -> Any:
+        count = sum(lease.state not in ENDED_STATES for lease in self.view.leases)
+        return self._do(self._aim(Aim(minimum=count, maximum=count)))
 
     async def _start(self) -> None:
         self._client = await connect_async()
@@ -344,7 +366,7 @@ class GPUCluster:
         if self.asynchronous:
             if self.is_trusted and self._is_up():
                 await self._fetch_access()
-            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing = self._begin(self._refresh())
             if self._sync_first is not None:
                 await self.sync_code(*self._sync_first)
 
@@ -361,13 +383,14 @@ class GPUCluster:
                 await self._look()
                 if self.is_trusted and self._is_up():
                     await self._fetch_access()
+                if self._live is not None:
+                    self._live.update()
 
-    async def _aim(self, aim: Aim, answer: Adapting | None = None) -> Adapting | None:
+    async def _aim(self, aim: Aim) -> None:
         await self._look()
         assert self._seen is not None
         wish = msgspec.structs.replace(self._seen.wish, aim=aim)
         self._note(await self._broker().keep_cluster(self.name, wish))
-        return answer
 
     async def _wait_for_workers(self, count: int, timeout_s: float | None) -> None:
         def enough(view: ClusterView) -> bool:
@@ -388,14 +411,18 @@ class GPUCluster:
                     raise LeaseFailed(f"{self.name} has ended: {'; '.join(self._seen.notices)}")
                 await asyncio.sleep(POLL_S)
 
-    async def _logs(self) -> dict[str, str]:
+    async def _logs(self, *, cluster: bool, scheduler: bool, workers: bool) -> dict[str, str]:
         await self._look()
-        assert self._seen is not None
+        view = self._seen
+        assert view is not None
         found = {}
-        for lease in self._seen.leases:
-            cluster = await self._broker().cluster(lease.lease_id)
-            found[lease.name] = clean_text(await cluster.node_log(lease.lease_id))
-            await cluster.aclose()
+        if cluster:
+            found["Cluster"] = "\n".join("; ".join(decision.reasons) for decision in view.decisions)
+        for lease in view.leases:
+            if lease.state in READY and (workers or (scheduler and view.dask and lease.lease_id == view.dask.head)):
+                node = await self._broker().cluster(lease.lease_id)
+                found[lease.name] = clean_text(await node.node_log(lease.lease_id))
+                await node.aclose()
         return found
 
     async def _close(self, timeout_s: float) -> None:
@@ -404,6 +431,8 @@ class GPUCluster:
         self._is_closed = True
         if self._refreshing is not None:
             self._refreshing.cancel()
+        if self._live is not None:
+            self._live.stop()
         if self.shutdown_on_close:
             self._note(await self._broker().end_cluster(self.name))
             with contextlib.suppress(TimeoutError):
@@ -415,7 +444,9 @@ class GPUCluster:
         assert view is not None
         generation = view.dask.generation if view.dask else 0
         if self._access is None or self._access[0] != generation:
-            lease = next(lease for lease in view.leases if lease.state in READY)
+            lease = next((lease for lease in view.leases if lease.state in READY), None)
+            if lease is None:
+                raise BadRequest(f"no node of {self.name} is ready at the moment")
             cluster = await self._broker().cluster(lease.lease_id)
             self._access = (generation, await cluster.dask_access())
             await cluster.aclose()
@@ -426,7 +457,8 @@ class GPUCluster:
             raise BadRequest(f"the Dask scheduler of {self.name} does not run at the moment")
         if not self.asynchronous:
             return run(self._fetch_access())
-        assert self._access is not None, "await the cluster first"
+        if self._access is None:
+            raise BadRequest(f"await {self.name} first: the way to its scheduler has not been asked for yet")
         return self._access[1]
 
     def _is_up(self) -> bool:
@@ -436,10 +468,6 @@ class GPUCluster:
         assert self._client is not None, "await the cluster first"
         return self._client
 
-    def _facts(self) -> list[tuple[str, str]]:
-        view = self.view
-        return facts_of(view) + ([("dashboard", self.dashboard_link)] if self.dashboard_link else [])
-
 
 def sync_paths(wanted: bool | str | Sequence[str]) -> tuple[str, ...] | None:
     """What `sync=` says: True for what is loaded, paths or names for those, False for nothing."""
@@ -448,28 +476,13 @@ def sync_paths(wanted: bool | str | Sequence[str]) -> tuple[str, ...] | None:
     return (wanted,) if isinstance(wanted, str) else tuple(wanted)
 
 
-def is_complete(view: ClusterView) -> bool:
-    """Whether as many nodes as are asked for at least are ready, each with a running worker."""
-    if view.dask is None or view.dask.state != "running":
-        return False
-    at_work = {worker.lease_id for worker in view.dask.workers if worker.state == "running"}
-    ready = [lease for lease in view.leases if lease.state in READY and lease.lease_id in at_work]
-    return len(ready) >= max(1, view.wish.aim.minimum)
-
-
-def facts_of(view: ClusterView) -> list[tuple[str, str]]:
-    """A cluster in a few lines."""
-    ready = sum(lease.state in READY for lease in view.leases)
-    aim = view.wish.aim
-    asked = str(aim.maximum) if aim.minimum == aim.maximum else f"{aim.minimum} to {aim.maximum}"
-    dask = view.dask
-    workers = sum(worker.state == "running" for worker in dask.workers) if dask else 0
-    threads = sum(worker.nthreads for worker in dask.workers) if dask else 0
-    head = next((lease.name for lease in view.leases if dask and lease.lease_id == dask.head), "none yet")
-    limit, spent = format_usd(view.wish.budget_nusd), format_usd(view.spent_nusd, places=6)
-    return [
-        ("nodes", f"{ready} ready of {asked} asked for"),
-        ("workers", f"{workers} with {threads} threads"),
-        ("head", head),
-        ("cost", f"{spent} of {limit} so far, {format_usd(view.rate_nusd_hour)}/h"),
-    ]
+def _said(budget: str | int | None) -> int:
+    """The budget, which is never guessed: whoever says it agrees to spend so much."""
+    if budget is None:
+        raise BadRequest(
+            "GPUCluster rents machines: say what all of them together may cost, as in budget='10' (dollars; for "
+            "dask-labextension in labextension.factory.kwargs). With a name alone a living cluster is found again"
+        )
+    if isinstance(budget, float):
+        raise BadRequest(f"budget: write {budget} as text, as in budget='{budget}', so that it is exact")
+    return usd(str(budget))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jupyter_gpumarket.config import BASE_URL_VARIABLE
 from jupyter_gpumarket.models import Owner
 
 # Jupyter Server tells the kernel its notebook's path in the first; papermill tells input and output; the last is for
@@ -27,6 +28,18 @@ def notebook_path(namespace: Mapping[str, Any], environment: Mapping[str, str]) 
             return environment[variable]
     told = namespace.get("__vsc_ipynb_file__")
     return told if isinstance(told, str) else ""
+
+
+def in_jupyter_server(environment: Mapping[str, str] | None = None) -> str:
+    """Under which path the Jupyter server of this kernel is, `/user/ann/` for example; empty elsewhere.
+
+    Its extension says so in the environment, which other programs that were started from there have as well: only in a
+    kernel is somebody looking through that server.
+    """
+    from IPython.core.getipython import get_ipython
+
+    base = (os.environ if environment is None else environment).get(BASE_URL_VARIABLE, "")
+    return base if base.startswith("/") and getattr(get_ipython(), "kernel", None) is not None else ""
 
 
 def user_name() -> str:

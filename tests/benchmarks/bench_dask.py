@@ -41,7 +41,7 @@ print("TIMES", *times)
 BARE = """
 from distributed import Client, LocalCluster
 if __name__ == "__main__":
-    with LocalCluster(n_workers=3, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=3, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as cluster:
         with Client(cluster) as client:
             client.wait_for_workers(3)
             exec({code!r})

@@ -1,0 +1,171 @@
+"""`GPUCluster` as Dask's tools use it: a broker at the client's seam, no nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import distributed
+import msgspec
+import pytest
+
+from jupyter_gpumarket import GPUCluster
+from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskProgress, DaskTasks, DaskView, DaskWorkerView
+from jupyter_gpumarket.errors import BadRequest
+from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
+from jupyter_gpumarket.money import usd
+from jupyter_gpumarket.notebook import gpu_cluster
+from jupyter_gpumarket.notebook.identity import in_jupyter_server
+from tests.notebook.fakes import T0, offer
+
+LEASE = Lease(
+    lease_id="lease-1",
+    name="calm-otter",
+    state=LeaseState.READY,
+    request=LeaseRequest(request_id="r", query=OfferQuery(), budget_nusd=usd("1"), max_s=3600),
+    created_ms=T0,
+    changed_ms=T0,
+    offer=offer(),
+)
+WORKER = DaskWorkerView(
+    name="calm-otter-0-1", lease_id="lease-1", state="running", address="tls://127.0.0.1:1", nthreads=4, memory_limit=8
+)
+EVIL = "<script>alert(1)</script>\x1b[2J"
+
+
+class FakeBroker:
+    """Keeps a cluster's wish, and counts what is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        progress = (DaskProgress(name=EVIL, waiting=7, processing=2, done=3),)
+        self.seen = ClusterView(
+            name="crew",
+            cluster_id="crew-1",
+            wish=ClusterWish(aim=Aim(minimum=1, maximum=1), budget_nusd=usd("5"), max_s=3600),
+            leases=(LEASE,),
+            spent_nusd=usd("0.25"),
+            rate_nusd_hour=usd("0.35"),
+            dask=DaskView(
+                state="running",
+                head="lease-1",
+                workers=(WORKER,),
+                tasks=DaskTasks(waiting=7, processing=2, progress=progress),
+            ),
+        )
+
+    async def cluster_view(self, name: str) -> ClusterView:
+        self.asked.append("view")
+        return self.seen
+
+    async def keep_cluster(self, name: str, wish: ClusterWish) -> ClusterView:
+        self.asked.append("keep")
+        self.seen = msgspec.structs.replace(self.seen, wish=wish)
+        return self.seen
+
+    async def end_cluster(self, name: str) -> ClusterView:
+        self.asked.append("end")
+        self.seen = msgspec.structs.replace(self.seen, leases=(), is_ended=True, dask=None)
+        return self.seen
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> FakeBroker:
+    """What `GPUCluster` connects to."""
+    fake = FakeBroker()
+
+    async def connect() -> FakeBroker:
+        return fake
+
+    monkeypatch.setenv("JUPYTER_GPUMARKET_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu_cluster, "connect_async", connect)
+    return fake
+
+
+def test_it_has_the_names_of_dasks_own_clusters(broker: FakeBroker) -> None:
+    """Every public name of `distributed.deploy.Cluster` that others use is there."""
+    expected = {name for name in vars(distributed.deploy.Cluster) if not name.startswith("_")}
+    cluster = GPUCluster(name="crew")
+
+    assert expected - {"called_from_running_loop"} <= set(dir(cluster))
+    assert cluster.plan == cluster.requested == cluster.observed == {"calm-otter-0-1"}
+    assert cluster.scheduler_info["workers"]["tls://127.0.0.1:1"]["nthreads"] == 4
+    assert cluster.loop.asyncio_loop.is_running()
+
+
+def test_its_repr_asks_nothing(broker: FakeBroker) -> None:
+    """A debugger or a log that shows it waits for no network."""
+    cluster = GPUCluster(name="crew")
+    asked = len(broker.asked)
+
+    assert "1 ready of 1" in repr(cluster)
+    assert "$0.25" in repr(cluster)
+    assert len(broker.asked) == asked
+
+
+def test_what_it_shows_is_our_own_text(broker: FakeBroker) -> None:
+    """Names of tasks are a node's words: they are escaped, and cannot run or move anything."""
+    shown = GPUCluster(name="crew")._repr_html_()
+
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "\x1b" not in shown
+    assert "7 waiting, 2 at work" in shown
+    assert "3 of 12" in shown
+
+
+def test_strangers_nodes_have_no_address_and_no_dashboard(broker: FakeBroker) -> None:
+    """Both are asked for by tools that only list clusters: they are told a name and nothing, not an error."""
+    cluster = GPUCluster(name="crew")
+
+    assert cluster.scheduler_address == "gpumarket://crew"
+    assert cluster.dashboard_link == ""
+
+
+async def test_adapt_need_not_be_awaited(broker: FakeBroker) -> None:
+    """With an asynchronous cluster it begins at once, tells its limits, may be awaited, and be stopped."""
+    cluster = await GPUCluster(name="crew", asynchronous=True)
+    adapting = cluster.adapt(minimum=2, maximum=5)
+    assert (adapting.minimum, adapting.maximum) == (2, 5)
+    assert await adapting is adapting
+    assert (broker.seen.wish.aim.minimum, broker.seen.wish.aim.maximum) == (2, 5)
+    await adapting.stop()
+    assert broker.seen.wish.aim == Aim(minimum=1, maximum=1)
+    await cluster.close()
+
+
+async def test_after_its_end_it_can_still_be_listed(broker: FakeBroker) -> None:
+    """Closing twice ends it once; a tool that lists it afterwards gets an empty cluster, and asks nothing."""
+    async with GPUCluster(name="crew", asynchronous=True) as cluster:
+        await cluster.close()
+        await cluster.close()
+    asked = list(broker.asked)
+    await asyncio.sleep(0)
+
+    assert broker.asked.count("end") == 1
+    assert cluster.scheduler_info["workers"] == {}
+    assert (cluster.scheduler_address, cluster.dashboard_link) == ("gpumarket://crew", "")
+    assert cluster.status is distributed.core.Status.closed
+    assert broker.asked == asked
+
+
+@pytest.mark.parametrize(("budget", "told"), [(None, "say what all of them together may cost"), (2.5, "as text")])
+def test_without_a_budget_nothing_is_rented(broker: FakeBroker, budget: Any, told: str) -> None:
+    """A budget is the consent: it is never guessed, and never a float."""
+    with pytest.raises(BadRequest, match=told):
+        GPUCluster(2, budget=budget)
+    assert broker.asked == []
+
+
+def test_too_few_workers_to_wait_for_are_refused(broker: FakeBroker) -> None:
+    """As Dask's own clusters do."""
+    with pytest.raises(ValueError, match="from 1 up"):
+        GPUCluster(name="crew").wait_for_workers(0)
+
+
+def test_only_a_kernel_is_inside_of_a_jupyter_server() -> None:
+    """A script started from Jupyter's terminal has the variable too, and nobody who looks through the server."""
+    assert in_jupyter_server({"JUPYTER_GPUMARKET_BASE_URL": "/user/ann/"}) == ""
