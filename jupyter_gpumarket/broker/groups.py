@@ -213,8 +213,10 @@ class Groups:
         self._leases = self._store.leases()
         self._heed_releases(group)
         nodes = [lease for lease in self._open(group) if lease.state not in LEAVING]
+        # Also one whose retiring ends now: it is released, and would be counted, and given back, a second time.
+        going = set(group.retiring)
         await self._finish_retiring(group, nodes, market, now_s)
-        nodes = [lease for lease in nodes if lease.lease_id not in group.retiring]
+        nodes = [lease for lease in nodes if lease.lease_id not in going]
         await self._look_at_dask(group, nodes)
         going = [lease for lease in nodes if leaving.is_leaving(lease, self._clock.now_ms())]
         nodes = [lease for lease in nodes if lease not in going]

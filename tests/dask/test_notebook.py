@@ -195,7 +195,6 @@ def test_adapt_rents_for_a_queue_and_gives_back_when_it_is_empty(kernel: RealKer
     kernel.must_run("import jupyter_gpumarket as gm\ncluster = gm.GPUCluster(name='crew')\ncluster.scale(1)")
     until(lambda: len(broker.cluster_view("crew").leases) == 1, "one node is left")
     (first,) = broker.cluster_view("crew").leases
-    pid = broker.health()
     kernel.must_run(
         "adapting = cluster.adapt(minimum=1, maximum=2, least_work_s=1, idle_s=2, steady_s=4)\n"
         "assert (adapting.minimum, adapting.maximum) == (1, 2)"
@@ -214,8 +213,6 @@ def test_adapt_rents_for_a_queue_and_gives_back_when_it_is_empty(kernel: RealKer
     steps = [one for one in broker.cluster_view("crew").decisions if one.grow or one.release][-2:]
     charges = broker.costs(CostQuery(lease=second.lease_id)).charges
 
-    print(broker.cluster_view("crew").decisions, broker.health(), pid)
-    print(broker.folders.broker_log.read_text()[-5000:])
     assert [(one.grow, one.release) for one in steps] == [(1, ()), (0, (second.lease_id,))]
     assert "worker-seconds" in steps[0].reasons[0]
     assert "the dearest idle node goes" in steps[1].reasons[-1]
