@@ -214,9 +214,9 @@ class Groups:
         self._heed_releases(group)
         nodes = [lease for lease in self._open(group) if lease.state not in LEAVING]
         # Also one whose retiring ends now: it is released, and would be counted, and given back, a second time.
-        going = set(group.retiring)
+        retiring = set(group.retiring)
         await self._finish_retiring(group, nodes, market, now_s)
-        nodes = [lease for lease in nodes if lease.lease_id not in going]
+        nodes = [lease for lease in nodes if lease.lease_id not in retiring]
         await self._look_at_dask(group, nodes)
         going = [lease for lease in nodes if leaving.is_leaving(lease, self._clock.now_ms())]
         nodes = [lease for lease in nodes if lease not in going]
