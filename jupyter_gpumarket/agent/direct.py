@@ -78,7 +78,7 @@ class DirectWays:
             case OpenDoor():
                 self._open(order)
             case DoorRules():
-                self._door.rules = order
+                self._door.obey(order)
                 self._report()
             case ProbeDoor():
                 self._start(self._probe(order))
@@ -197,7 +197,8 @@ class DirectWays:
         """The first address that answers as the member counts; they are tried side by side."""
         routes = [Route(name=order.name, address=a, port=order.port) for a in order.addresses[:MAX_ADDRESSES]]
         found = [asyncio.ensure_future(self._round_trip(route)) for route in routes]
-        await asyncio.wait(found)
+        if found:
+            await asyncio.wait(found)
         reached = [(ms, route) for route, task in zip(routes, found, strict=True) if (ms := task.result()[0]) > 0]
         if reached:
             ms, route = min(reached, key=lambda one: one[0])

@@ -45,6 +45,8 @@ class Door:
         self._strangers: Counter[str] = Counter()
         self._room = asyncio.Semaphore(MAX_STRANGERS)
         self._guests = 0
+        # Who is at a port of this node now.
+        self._inside: dict[asyncio.Task[Any], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, order: OpenDoor) -> None:
@@ -58,6 +60,13 @@ class Door:
             self._socket = listening_socket()
             self.port = self._socket.getsockname()[1]
             self._start(self._accept(self._socket))
+
+    def obey(self, rules: DoorRules) -> None:
+        """Keep to these rules from now on; who is in and is no guest any more has to go."""
+        self.rules = rules
+        for task, guest in list(self._inside.items()):
+            if guest not in rules.guests:
+                task.cancel()
 
     def close(self) -> None:
         """Nobody comes in any more, and who is in has to go."""
@@ -121,12 +130,14 @@ class Door:
 
     async def _serve(self, asked: Ask, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if isinstance(asked, AskPort):
-            await self._serve_port(asked.port, reader, writer)
+            await self._serve_port(asked.port, guest_of(writer), reader, writer)
         elif isinstance(asked, AskBlob):
             await self._serve_blob(asked, guest_of(writer), writer)
 
-    async def _serve_port(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if port not in self.rules.ports:
+    async def _serve_port(
+        self, port: int, guest: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if port not in self.rules.ports or guest not in self.rules.guests:
             writer.write(frame(Answer(error="this port may not be reached from here")))
             return
         try:
@@ -136,7 +147,13 @@ class Door:
             writer.write(frame(Answer(error=f"port {port} on the node: {error}")))
             return
         writer.write(frame(Answer()))
-        await carry((reader, writer), near)
+        task = asyncio.current_task()
+        assert task is not None
+        self._inside[task] = guest
+        try:
+            await carry((reader, writer), near)
+        finally:
+            del self._inside[task]
 
     async def _serve_blob(self, asked: AskBlob, guest: str, writer: asyncio.StreamWriter) -> None:
         if guest not in self.rules.blobs.get(asked.sha256, ()):

@@ -128,13 +128,15 @@ class Doors:
         here = [door for door in found if not door.is_on_this_machine]
         if (leases := [door.lease_id for door in here]) != self._here:
             self._here, self._is_news = leases, True
-        if len({door.member.network for door in here}) < 2:
-            return  # one loopback needs no doors
+        is_needed = len({door.member.network for door in here}) > 1  # one loopback needs no doors
+        guests = tuple(sorted(member_name(door.lease_id) for door in here)) if is_needed else ()
         for door in here:
-            if not door.is_ordered:
+            if is_needed and not door.is_ordered:
                 self._open(door)
-            if door.rule(ports.get(door.lease_id, ())):
+            if door.is_ordered and door.rule(ports.get(door.lease_id, ()), guests):
                 self._is_news = True
+        if not is_needed:
+            return
         reachable = [door for door in here if door.claim.port]
         for door in here:
             if door.member.is_up:
@@ -150,7 +152,7 @@ class Doors:
         if door is None:
             return False
         door.shared.setdefault(sha256, Counter())[member_name(guest)] += 1
-        door.rule(door.wanted.ports)
+        door.rule(door.wanted.ports, door.wanted.guests)
         return await door.until_obeyed()
 
     def unshare(self, holder: str, sha256: str, guest: str) -> None:
@@ -161,7 +163,7 @@ class Doors:
         door.shared[sha256] -= Counter({member_name(guest): 1})
         if not door.shared[sha256]:
             del door.shared[sha256]
-        door.rule(door.wanted.ports)
+        door.rule(door.wanted.ports, door.wanted.guests)
 
     def _open(self, door: _Door) -> None:
         files = self._files(door.member)
@@ -199,7 +201,8 @@ class Doors:
                 continue
             route = self.route(door.lease_id, other.lease_id)
             ports = tuple(port for port in other.wanted.ports if port in other.obeyed.ports)
-            if route is not None and ports:
+            is_let_in = member_name(door.lease_id) in other.obeyed.guests
+            if route is not None and ports and is_let_in:
                 wanted[route.name] = Route(name=route.name, address=route.address, port=route.port, ports=ports)
         news = [route for name, route in wanted.items() if door.told.get(name) != route]
         news += [Route(name=name, address="", port=0) for name in door.told if name not in wanted]
@@ -280,12 +283,12 @@ class _Door:
     def lease_id(self) -> str:
         return self.member.lease_id
 
-    def rule(self, ports: tuple[int, ...]) -> bool:
-        """Have these ports and what is shared be all that can be had there; whether that is news."""
-        blobs = {sha256: tuple(sorted(guests)) for sha256, guests in self.shared.items()}
-        if (self.wanted.ports, self.wanted.blobs) == (ports, blobs):
+    def rule(self, ports: tuple[int, ...], guests: tuple[str, ...]) -> bool:
+        """Have these ports, for these guests, and what is shared be all that can be had there; whether that is news."""
+        blobs = {sha256: tuple(sorted(having)) for sha256, having in self.shared.items()}
+        if (self.wanted.ports, self.wanted.guests, self.wanted.blobs) == (ports, guests, blobs):
             return False
-        self.wanted = DoorRules(version=self.wanted.version + 1, ports=ports, blobs=blobs)
+        self.wanted = DoorRules(version=self.wanted.version + 1, ports=ports, guests=guests, blobs=blobs)
         self.member.node.talk.order(self.wanted)
         return True
 

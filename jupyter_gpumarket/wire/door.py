@@ -32,11 +32,13 @@ class OpenDoor(Message, frozen=True, kw_only=True, tag="door_open"):
 class DoorRules(Message, frozen=True, kw_only=True, tag="door_rules"):
     """All that may be had at the door from now on; answered by `DoorReport` with this version.
 
-    `ports` are loopback ports for any member; `blobs` names for each input the members that may have it.
+    `ports` are loopback ports for each of `guests`, the members that are there now: a certificate outlives its node.
+    `blobs` names for each input the members that may have it.
     """
 
     version: int
     ports: tuple[int, ...] = ()
+    guests: tuple[str, ...] = ()
     blobs: dict[str, tuple[str, ...]] = {}
 
 

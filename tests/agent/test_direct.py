@@ -129,11 +129,18 @@ async def asked(route: Route, context: ssl.SSLContext, ask: Ask) -> tuple[Answer
         writer.close()
 
 
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1000):
+        writer.write(data)
+    writer.close()
+
+
 async def test_who_has_no_certificate_of_the_cluster_is_refused(pair: tuple[Member, Member], tmp_path: Path) -> None:
     """Neither without a certificate nor with one of another authority does anybody get an answer."""
     one, _ = pair
     one.keep_blob()
-    await one.rule(blobs={SHA256: (member_name("lease-b"), "")}, ports=(one.route().port,))
+    everybody = (member_name("lease-b"), "")
+    await one.rule(blobs={SHA256: everybody}, ports=(one.route().port,), guests=everybody)
     other = new_authority("test", NOW)
     for identity in (None, issue(other, "lease-b", NOW)):
         with pytest.raises((OSError, EOFError, WireError)):
@@ -150,12 +157,36 @@ async def test_a_member_gets_only_what_the_rules_name(pair: tuple[Member, Member
     blob = AskBlob(sha256=SHA256, offset=0)
 
     assert "may not be reached" in (await asked(one.route(), context, AskPort(port=port)))[0].error
-    await one.rule(ports=(port,), blobs={SHA256: (member_name("lease-c"),)})
+    await one.rule(ports=(port,), guests=(member_name("lease-b"),), blobs={SHA256: (member_name("lease-c"),)})
     assert (await asked(one.route(), context, AskPort(port=port)))[0].error == ""
     assert "may not be had" in (await asked(one.route(), context, blob))[0].error
     await one.rule(blobs={SHA256: (member_name("lease-b"),)})
     assert await asked(one.route(), context, blob) == (Answer(size=len(DATA)), DATA)
     assert "may not be reached" in (await asked(one.route(), context, AskPort(port=port)))[0].error
+    server.close()
+
+
+async def test_who_is_no_member_any_more_has_to_go(pair: tuple[Member, Member], tmp_path: Path) -> None:
+    """Its certificate is as good as before: what it had open ends with rules that leave it out, and nothing opens."""
+    one, _ = pair
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    context = context_of(tmp_path, issue(AUTHORITY, "lease-b", NOW))
+    await one.rule(ports=(port,), guests=(member_name("lease-b"), member_name("lease-c")))
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", one.route().port, ssl=context, server_hostname=member_name("lease-a")
+    )
+    writer.write(frame(AskPort(port=port)))
+    assert (await read_frame(reader, Answer)).error == ""
+    await one.rule(ports=(port,), guests=(member_name("lease-b"),))
+    writer.write(b"still in")
+    assert await asyncio.wait_for(reader.readexactly(8), 10) == b"still in"
+
+    await one.rule(ports=(port,), guests=(member_name("lease-c"),))
+
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert "may not be reached" in (await asked(one.route(), context, AskPort(port=port)))[0].error
+    writer.close()
     server.close()
 
 

@@ -163,3 +163,35 @@ def test_a_node_that_begins_anew_is_no_goal_until_it_has_a_door_again(played: Pl
 
     assert played.ordered("a", UseRoutes)[-1].routes == (Route(name=member_name("b"), address="", port=0),)
     assert played.doors.direct_ports() == set()
+
+
+def test_who_has_left_is_a_guest_nowhere(played: Played) -> None:
+    """The last node that stays lets nobody in any more: certificates of those that left are still good."""
+    played.open()
+    assert played.ordered("a", DoorRules)[-1].guests == tuple(sorted((member_name("a"), member_name("b"))))
+
+    played.doors.leave("b")
+    played.members.pop()
+    played.tend()
+
+    assert played.ordered("a", DoorRules)[-1].guests == ()
+
+
+def test_a_new_node_is_told_a_way_once_it_is_let_in(played: Played) -> None:
+    """Else its first connections would be refused, and stay on the relay for as long as Dask keeps them."""
+    played.reach()
+    new = played._member("c", "198.51.100.3")
+    played.members.append(new)
+    played.doors.meet(new)
+    played.tend()
+    played.say("c", DoorReport(port=40_000, addresses=("10.0.0.6",), version=1))
+    played.tend()
+    probe = [one for one in played.ordered("c", ProbeDoor) if one.name == member_name("b")][-1]
+    played.say("c", DoorProbed(number=probe.number, address="10.0.0.5", round_trip_ms=0.5))
+    played.tend()
+    assert played.ordered("c", UseRoutes) == []
+
+    played.say("b", DoorReport(port=40_000, addresses=("10.0.0.5",), version=2))
+    played.tend()
+
+    assert [route.name for order in played.ordered("c", UseRoutes) for route in order.routes] == [member_name("b")]
