@@ -66,7 +66,7 @@ def choose_head(candidates: Sequence[Candidate]) -> tuple[str, str]:
 
     best = min(candidates, key=rank)
     if len(candidates) == 1:
-        return best.lease_id, "it is the only node that is ready"
+        return best.lease_id, "it was the only one that was ready when it was chosen"
     reasons = []
     others = [candidate for candidate in candidates if candidate is not best]
     if best.kind is PriceKind.ON_DEMAND and any(other.kind is PriceKind.SPOT for other in others):
@@ -75,7 +75,7 @@ def choose_head(candidates: Sequence[Candidate]) -> tuple[str, str]:
         reasons.append(f"its tier is {best.tier.value}")
     if best.reliability is not None and all((other.reliability or 0) < best.reliability for other in others):
         reasons.append(f"its reliability is {best.reliability:.3g}")
-    return best.lease_id, " and ".join(reasons) or "no node is more reliable, and it was ready first"
+    return best.lease_id, " and ".join(reasons) or "no node was more reliable, and it was ready first"
 
 
 def gpu_slots(gpu_count: int) -> list[int | None]:

@@ -33,12 +33,12 @@ def node(lease_id: str, **fields: object) -> Candidate:
 @pytest.mark.parametrize(
     ("candidates", "head", "why"),
     [
-        ([node("a")], "a", "only node"),
+        ([node("a")], "a", "the only one that was ready when it was chosen"),
         ([node("a", kind=PriceKind.SPOT, tier=Tier.OWN), node("b")], "b", "cannot be taken away"),
         ([node("a", reliability=0.999), node("b", tier=Tier.DATACENTER)], "b", "tier is datacenter"),
         ([node("a", reliability=0.9), node("b", reliability=0.99), node("c")], "b", "reliability is 0.99"),
         ([node("a", ready_ms=5), node("b", ready_ms=3)], "b", "ready first"),
-        ([node("a", up_mbps=10), node("b", up_mbps=900)], "b", "no node is more reliable"),
+        ([node("a", up_mbps=10), node("b", up_mbps=900)], "b", "no node was more reliable"),
     ],
 )
 def test_the_head_is_the_most_reliable_node(candidates: list[Candidate], head: str, why: str) -> None:
