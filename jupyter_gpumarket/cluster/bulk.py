@@ -34,12 +34,18 @@ MAX_TOKEN_CHARS = 16
 Open = Callable[[Callable[[Installed], str]], Awaitable[tuple[Reader, Writer]]]
 
 
+class _NoChannelError(Exception):
+    """A further channel could not be had."""
+
+
 class Bulk:
     """The way for large things to and from one node. `round_trip_ms` tells the present one, as far as it is known."""
 
     def __init__(self, run: Open, round_trip_ms: Callable[[], float | None] = lambda: None) -> None:
         self._run = run
         self._round_trip_ms = round_trip_ms
+        # Set when the node's server has refused further channels, and one alone has done.
+        self._is_narrow = False
 
     @staticmethod
     def is_for(size: int) -> bool:
@@ -48,14 +54,28 @@ class Bulk:
 
     async def send(self, path: Path, sha256: str, size: int) -> bool:
         """Bring a file's bytes to the node, from where an earlier try ended; whether it has them, and right."""
-        stripes = stripes_for(size, self._round_trip_ms())
+        stripes = 1 if self._is_narrow else stripes_for(size, self._round_trip_ms())
         try:
-            return await self._send(path, sha256, size, stripes)
+            try:
+                return await self._send_whole(path, sha256, size, stripes)
+            except _NoChannelError as error:
+                logger.info("a large input goes by one channel instead of %d: %s", stripes, error)
+                self._is_narrow = await self._send_whole(path, sha256, size, 1)
+                return self._is_narrow
         except (NodeError, OSError, TimeoutError, ValueError) as error:
             logger.info("a large input goes through the channel: %s", error or type(error).__name__)
             return False
 
-    async def _send(self, path: Path, sha256: str, size: int, stripes: int) -> bool:
+    async def _send_whole(self, path: Path, sha256: str, size: int, stripes: int) -> bool:
+        found, had = await self._send(path, sha256, size, stripes)
+        if found != sha256.encode() and had > 0:
+            # What lay there was something else (another node may have sent it), and is thrown away by now.
+            found, _ = await self._send(path, sha256, size, stripes)
+        return found == sha256.encode()
+
+    async def _send(self, path: Path, sha256: str, size: int, stripes: int) -> tuple[bytes, int]:
+        """Once; what the node found the hash to be, and how many bytes it had before."""
+
         def take(node: Installed) -> str:
             return receive_command(node.python, node.folder, sha256, size, stripes)
 
@@ -65,7 +85,7 @@ class Bulk:
             have, token = (await asyncio.wait_for(_line(reader), ANSWER_S)).decode("ascii").split()
             writers += [await self._join(sha256, token, number) for number in range(1, stripes)]
             await _write_all(path, int(have), writers)
-            return await _line(reader) == sha256.encode()
+            return await _line(reader), int(have)
         finally:
             for each in writers:
                 each.close()
@@ -73,7 +93,10 @@ class Bulk:
     async def _join(self, sha256: str, token: str, number: int) -> Writer:
         if len(token) > MAX_TOKEN_CHARS:
             raise ValueError("the node's token is none")
-        return (await self._run(lambda node: join_command(node.python, node.folder, sha256, token, number)))[1]
+        try:
+            return (await self._run(lambda node: join_command(node.python, node.folder, sha256, token, number)))[1]
+        except NodeError as error:
+            raise _NoChannelError(str(error)) from None
 
     async def fetch(self, run_id: str, name: str, size: int, part: Path) -> str:
         """Append to a file what is missing of an output, as far as it comes.

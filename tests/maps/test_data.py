@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,14 @@ from jupyter_gpumarket.agent.blobs import Blobs
 from jupyter_gpumarket.agent.folder import NodeFolder
 from jupyter_gpumarket.agent.variables import read_input
 from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.config import Folders, private_folder
-from jupyter_gpumarket.errors import BadRequest, CodecError
+from jupyter_gpumarket.errors import BadRequest, CodecError, Unreachable
+from jupyter_gpumarket.nodes import Installed
 from jupyter_gpumarket.notebook.data import DataStore
 from jupyter_gpumarket.wire import bulk
 from jupyter_gpumarket.wire.bulk import TakeBlob, send_command
+from jupyter_gpumarket.wire.peer import Reader, Writer
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -107,6 +111,42 @@ def send(folder: NodeFolder, content: bytes, upto: int) -> list[bytes]:
     return [said[0], *said[2:]]
 
 
+class Shell:
+    """Runs a node's commands, on as many channels as it is said to allow."""
+
+    def __init__(self, node: NodeFolder, *, allows_more: bool = True) -> None:
+        self.processes: list[asyncio.subprocess.Process] = []
+        self.refused = 0
+        self._allows_more = allows_more
+        self._node = Installed(
+            python=sys.executable,
+            python_version="3",
+            folder=str(node.root),
+            versions={},
+            steps_ms={},
+            attach_command="",
+        )
+
+    async def run(self, command: Callable[[Installed], str]) -> tuple[Reader, Writer]:
+        line = command(self._node).replace(f"{self._node.folder}/app.zip", str(REPOSITORY))
+        if " join " in line and not self._allows_more:
+            self.refused += 1
+            raise Unreachable("it opens no more channels")
+        pipe = subprocess.PIPE
+        process = await asyncio.create_subprocess_shell(line, stdin=pipe, stdout=pipe)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdin is not None
+        return process.stdout, process.stdin
+
+    async def end(self) -> None:
+        """One that waits for further channels does so for some time."""
+        for process in self.processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> NodeFolder:
     folder = NodeFolder(tmp_path / "node")
@@ -167,6 +207,38 @@ def test_stripes_are_put_together_in_order(node: NodeFolder) -> None:
         for pipe in (stripe.stdin, stripe.stdout):
             pipe.close()  # type: ignore[union-attr]
     assert node.blob(sha256).with_suffix(".in").read_bytes() == content
+
+
+async def test_a_server_that_allows_one_channel_gets_all_on_it(node: NodeFolder, tmp_path: Path) -> None:
+    """Refused further ones, an input goes by one, beside the conversation all the same; the next asks for no more."""
+    content = os.urandom(4 * bulk.BULK_BYTES)
+    path = tmp_path / "input"
+    path.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    shell = Shell(node, allows_more=False)
+    ways = Bulk(shell.run, lambda: 100.0)
+    part = node.blob(sha256).with_suffix(".in")
+    for _ in range(2):
+        assert await ways.send(path, sha256, len(content))
+        assert part.read_bytes() == content
+        part.unlink()
+    assert shell.refused == 1
+    await shell.end()
+
+
+async def test_a_wrong_beginning_costs_another_go(node: NodeFolder, tmp_path: Path) -> None:
+    """What another node sent may be anything: it is found out, and all of it comes from here in the same way."""
+    path = tmp_path / "input"
+    path.write_bytes(content := os.urandom(bulk.BULK_BYTES))
+    sha256 = hashlib.sha256(content).hexdigest()
+    part = node.blob(sha256).with_suffix(".in")
+    part.write_bytes(b"x" * 1_000_000)
+    shell = Shell(node)
+
+    assert await Bulk(shell.run).send(path, sha256, len(content))
+    assert part.read_bytes() == content
+    assert len(shell.processes) == 2
+    await shell.end()
 
 
 def test_how_many_channels() -> None:
