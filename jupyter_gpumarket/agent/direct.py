@@ -56,6 +56,8 @@ DIAL_S = 3.0
 ANSWER_S = 8.0
 READ_S = 10.0
 MAX_TASKS = 100
+# Fewer than a door lets wait from one address: workers that all connect at once take turns.
+MAX_DIALS = 4
 # Set to "no" by whoever runs a machine on which nothing may listen.
 ALLOWED = "GPUMARKET_DIRECT"
 
@@ -70,6 +72,8 @@ class DirectWays:
         self._door = Door(folder)
         self._context: ssl.SSLContext | None = None
         self._routes: dict[str, Route] = {}
+        # For each member, so that one that does not answer holds up nobody else.
+        self._dials: dict[str, asyncio.Semaphore] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def obey(self, order: DoorOrder) -> None:
@@ -106,7 +110,10 @@ class DirectWays:
         if route is None:
             return False
         try:
-            far, _ = await self._ask(route, AskPort(port=port))
+            async with self._dials.setdefault(route.name, asyncio.Semaphore(MAX_DIALS)):
+                if self._routes.get(route.name) is None:
+                    return False  # it broke meanwhile
+                far, _ = await self._ask(route, AskPort(port=port))
         except BadRequest:
             return False  # nobody at the port, or not allowed (yet): the relay will know
         except (OSError, EOFError, WireError, TimeoutError) as error:

@@ -261,6 +261,39 @@ async def test_a_broken_way_is_told_and_left_to_the_relay(pair: tuple[Member, Me
     server.close()
 
 
+async def test_many_connections_at_once_do_not_break_a_way(pair: tuple[Member, Member]) -> None:
+    """A door lets few wait from one address, and workers of a shuffle all connect at once: all are carried directly."""
+    one, other = pair
+    far = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = far.sockets[0].getsockname()[1]
+    await one.rule(ports=(port,), guests=(member_name("lease-b"),))
+    other.ways.obey(UseRoutes(routes=(one.route(port),)))
+    carrying: list[asyncio.Task[bool]] = []
+
+    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        carrying.append(asyncio.ensure_future(other.ways.carry(port, reader, writer)))
+
+    near = await asyncio.start_server(accepted, "127.0.0.1", 0)
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_connection(*near.sockets[0].getsockname())
+        writer.write(b"there?")
+        said = await asyncio.wait_for(reader.readexactly(6), 20)
+        writer.close()
+        await writer.wait_closed()
+        return said
+
+    assert await asyncio.gather(*(ask() for _ in range(40))) == [b"there?"] * 40
+    assert await asyncio.gather(*carrying) == [True] * 40
+    assert not [report for report in other.told if isinstance(report, RouteBroken)]
+    near.close()
+    far.close()
+    ports = {port, one.route().port}
+    async with asyncio.timeout(10):
+        while {c.laddr.port for c in psutil.Process().net_connections() if c.status == "ESTABLISHED"} & ports:
+            await asyncio.sleep(0.01)
+
+
 async def test_an_input_comes_from_another_node_from_where_it_stopped(pair: tuple[Member, Member]) -> None:
     """What is here already is not sent again, and the whole is checked."""
     one, other = pair
