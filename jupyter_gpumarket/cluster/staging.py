@@ -82,7 +82,7 @@ class Staging:
     async def _bring(self, lease_id: str, sha256: str, size: int) -> bool:
         """Have the node get it from another one, as long as that is worth it; nothing is awaited before a `False`."""
         failed: Counter[str] = Counter()
-        patience_s = time.monotonic() + LOOKING_S
+        began_s = time.monotonic()
         while True:
             known = self._holders(lease_id, sha256, failed)
             source = plan.choose_source(known, user_bytes_per_s=self._rates.get("", 0.0))
@@ -92,10 +92,14 @@ class Staging:
                     return True
                 failed[source.lease_id] += 1
                 continue
+            waited_s = time.monotonic() - began_s
+            if waited_s > self._patience_s(size):
+                logger.info("%s gets an input of %d bytes from here: others took too long", lease_id, size)
+                return False
             coming = [self._holder(lease_id, other, failed) for other in self._carried.get(sha256, ())]
             wait = plan.choose_source(coming, user_bytes_per_s=self._rates.get("", 0.0)).lease_id
             others = [*self._carried.get(sha256, ()), *(holder.lease_id for holder in known)]
-            is_early = time.monotonic() < patience_s and any(self._doors.is_looking(lease_id, o) for o in others)
+            is_early = waited_s < LOOKING_S and any(self._doors.is_looking(lease_id, o) for o in others)
             if not wait and not is_early:
                 if others:
                     logger.info("%s gets an input of %d bytes from here: %s", lease_id, size, source.reason)
@@ -112,7 +116,7 @@ class Staging:
         self._fetching[number] = (lease_id, answer)
         self._guests[holder] += 1
         began_s = time.monotonic()
-        timeout_s = FETCH_S + size / max(SLOWEST_BYTES_S, self._rates.get("", 0.0) / 2)
+        timeout_s = self._patience_s(size)
         try:
             if not await self._doors.share(holder, sha256, lease_id):
                 return False
@@ -151,6 +155,10 @@ class Staging:
             # Once more, since it goes on where it stopped.
             has_failed=failed[other] > 1 or other in self._wrong,
         )
+
+    def _patience_s(self, size: int) -> float:
+        """How long one transfer may take: a node that says nothing, or lies, must not hold up the others for ever."""
+        return FETCH_S + size / max(SLOWEST_BYTES_S, self._rates.get("", 0.0) / 2)
 
     def _note_rate(self, source: str, size: int, took_s: float) -> None:
         if size >= BULK_BYTES and took_s > MEASURED_S:
