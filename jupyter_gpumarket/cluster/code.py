@@ -12,7 +12,9 @@ import contextlib
 import hashlib
 import io
 import logging
+import threading
 import zipfile
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +55,8 @@ class Code:
         self._folder = private_folder(folder / "code")
         self._trees = private_folder(folder / "code" / "trees")
         self._blobs = blobs
+        # Two notebooks may say at once what they want: the one's contents are not tidied away by the other.
+        self._wanting = threading.Lock()
         self.record = CodeRecord()
         with contextlib.suppress(FileNotFoundError):
             self.record = msgspec.json.decode(self._file.read_bytes(), type=CodeRecord)
@@ -65,6 +69,10 @@ class Code:
             BadRequest: a path that leads elsewhere, too much, or a file that is neither here nor in the archive.
         """
         check_files(wish.files)
+        with self._wanting:
+            self._want(wish)
+
+    def _want(self, wish: CodeWish) -> None:
         if wish.archive:
             self._unpack(wish)
         for file in wish.files:
@@ -81,9 +89,12 @@ class Code:
         pins = {pin.name: pin for pin in (*self.record.packages, *wish.packages)}
         self._change(packages=tuple(pins.values()), where=wish.where or self.record.where)
 
-    def drop_packages(self, names: set[str]) -> None:
-        """Those that a node cannot have are not wanted any more: a node to come must not fail by them."""
-        self._change(packages=tuple(pin for pin in self.record.packages if pin.name not in names))
+    def unwant_packages(self, wish: PackageWish, before: tuple[PackagePin, ...]) -> None:
+        """What a node cannot have is not wanted any more: of these packages, what was wanted before is wanted again."""
+        names = {pin.name for pin in wish.packages}
+        kept = {pin.name: pin for pin in self.record.packages if pin.name not in names}
+        kept |= {pin.name: pin for pin in before if pin.name in names}
+        self._change(packages=tuple(kept.values()))
 
     def archive(self, there: str) -> str:
         """The blob with what a node lacks that has the tree `there`. Blocks."""
@@ -118,7 +129,7 @@ class Code:
                     if hashlib.sha256(content).hexdigest() != sha256:
                         raise BadRequest(f"archive: {wanted[sha256].path[:200]!r} has another content than announced")
                     write_private(self._folder / sha256, content)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
             raise BadRequest(f"archive: it cannot be read: {error}") from None
 
     def _listed(self, tree: str) -> tuple[CodeFile, ...]:
@@ -163,6 +174,7 @@ class NodeCode:
         self._is_reached = is_reached
         self._there: str | None = None
         self._packages: tuple[PackagePin, ...] = ()
+        self._agent_ms = 0
         self._taking: asyncio.Future[CodeTaken] | None = None
         self._error = ""
         self._note = ""
@@ -198,6 +210,9 @@ class NodeCode:
         """What the agent says of it. A new contact begins anew with what the agent has then."""
         if isinstance(report, AgentReady):
             self._there = _hash_in(report.code)
+            if report.started_ms != self._agent_ms:
+                # What it had of packages may be gone with the folder of a former agent: it is looked at anew.
+                self._agent_ms, self._packages = report.started_ms, ()
             self._error = ""
             if self._taking is not None and not self._taking.done():
                 self._taking.set_exception(Unreachable("the agent was met anew"))

@@ -51,12 +51,12 @@ class WantedPackages(CodeHandler):
 
     async def put(self) -> None:
         wish = self.body(PackageWish)
-        known = {pin.name for pin in self.cluster.code.record.packages}
+        before = self.cluster.code.record.packages
         self.cluster.code.want_packages(wish)
         nodes = await self.bring()
         if any(node.state == "failed" for node in nodes):
             # A node to come must not fail by what none could have; what is there already stays where it is.
-            self.cluster.code.drop_packages({pin.name for pin in wish.packages} - known)
+            self.cluster.code.unwant_packages(wish, before)
             for node in self.cluster.attached().values():
                 node.code.look_again()
         self.answer(view_of(self.cluster.code, nodes))

@@ -99,8 +99,8 @@ class StandIn:
             is_reached=lambda: True,
         )
 
-    def meet(self, tree: str) -> None:
-        self.code.hear(AgentReady(python="3.11", versions={}, pid=1, started_ms=1, code=tree))
+    def meet(self, tree: str, started_ms: int = 1) -> None:
+        self.code.hear(AgentReady(python="3.11", versions={}, pid=1, started_ms=started_ms, code=tree))
 
     async def settle(self) -> Any:
         task = asyncio.create_task(self.code.run())
@@ -170,9 +170,27 @@ async def test_packages_are_there_before_the_node_is_used(desk: Desk) -> None:
     node.meet(EMPTY)
     assert (await node.settle()).state == "there"
     assert node.installed == [("tiny", "/here")]
+    node.meet(EMPTY)
+    assert node.code.is_current
+    node.meet(EMPTY, started_ms=2)
+    assert not node.code.is_current, "another agent may be in a folder without them"
+    await node.settle()
+    assert node.installed == 2 * [("tiny", "/here")]
 
     other = StandIn(desk, taken)
     other.failing = NodeError("no index has it")
     other.meet(EMPTY)
     assert (await other.settle()).error == "no index has it"
     assert not other.code.is_current
+
+
+def test_what_cannot_be_had_is_not_wanted_any_more(desk: Desk) -> None:
+    """A new package is forgotten, and of one that was there the former version is wanted again: no later node fails."""
+    former = PackageWish(packages=(PackagePin(name="old", version="1"), PackagePin(name="other", version="1")))
+    desk.code.want_packages(former)
+    wish = PackageWish(packages=(PackagePin(name="old", version="2"), PackagePin(name="new", version="1")))
+    desk.code.want_packages(wish)
+
+    desk.code.unwant_packages(wish, former.packages)
+
+    assert {(pin.name, pin.version) for pin in desk.code.record.packages} == {("old", "1"), ("other", "1")}

@@ -469,7 +469,7 @@ def overlay(current: str, fresh: str, whole: str) -> None:
 
 
 def turn(root: str, whole: str) -> None:
-    """Show the new set, at once; the former one is no more."""
+    """Show the new set, at once; the former one stays for whoever is in the middle of it, older ones go."""
     link = os.path.join(root, "current")
     former = os.path.realpath(link)
     if os.path.lexists(link + ".new"):
