@@ -47,7 +47,7 @@ class News:
             memory_bytes=stats.memory_bytes if stats else 0,
             memory_limit=stats.memory_limit if stats else 0,
             nthreads=stats.nthreads if stats else 0,
-            occupancy_s=stats.occupancy_s if stats else 0.0,
+            occupancy_s=max(0.0, min(stats.occupancy_s, 1e9)) if stats else 0.0,
         )
 
 
