@@ -23,6 +23,7 @@ from jupyter_gpumarket.wire.messages import DaskGraph, DaskProgress
 LEAST_TASKS = 50
 # Of larger ones a part is looked at: the scheduler has other things to do.
 MOST_LOOKED_AT = 20_000
+MOST_LINKS = 100_000
 MAX_KINDS = 12
 MAX_NAME_CHARS = 60
 # Layers of a collection that need data from many others.
@@ -47,19 +48,30 @@ class Graphs(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         """Called by the scheduler for each graph, before its first task runs."""
         if len(tasks) < LEAST_TASKS:
             return
+        first = [scheduler.tasks.get(key) for key in itertools.islice(tasks, MOST_LOOKED_AT)]
+        # What is named only as somebody's input, and is there already, is no work.
+        to_do = [task for task in first if task is not None and task.state != "memory"]
+        count = round(len(tasks) * len(to_do) / len(first))
+        if count < LEAST_TASKS:
+            return
         self._number += 1
-        self._at_ms, self._tasks = time.time_ns() // 1_000_000, len(tasks)
-        self._scale = max(1.0, len(tasks) / MOST_LOOKED_AT)
+        self._at_ms, self._tasks = time.time_ns() // 1_000_000, count
         self._of_kind, self._moved = Counter(), Counter()
-        for key in itertools.islice(tasks, MOST_LOOKED_AT):
-            task = scheduler.tasks.get(key)
-            if task is None:
-                continue
-            self._of_kind[task.prefix.name] += 1
-            inputs = len(task.dependencies)
-            if inputs > 1:
-                for other in task.dependencies:
-                    self._moved[other.prefix.name] += (inputs - 1) / inputs  # type: ignore[assignment]
+        looked_at, links = 0, 0
+        while looked_at < len(to_do) and links < MOST_LINKS:
+            links += self._look(to_do[looked_at])
+            looked_at += 1
+        self._scale = count / looked_at
+
+    def _look(self, task: Any) -> int:
+        """Count one task; how many inputs were looked at for it."""
+        self._of_kind[task.prefix.name] += 1
+        inputs = len(task.dependencies)
+        looked_at = min(inputs, MOST_LINKS)
+        if inputs > 1:
+            for other in itertools.islice(task.dependencies, looked_at):
+                self._moved[other.prefix.name] += (inputs - 1) / looked_at  # type: ignore[assignment]
+        return looked_at
 
     def graph(self) -> DaskGraph | None:
         """What is known of it by now; None where none was submitted."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import dask.array as da
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 
+from jupyter_gpumarket.agent import graphs as agent_graphs
 from jupyter_gpumarket.agent.graphs import LEAST_TASKS, MAX_KINDS, Graphs, sizes
 
 
@@ -62,13 +63,30 @@ def test_a_small_graph_is_not_noted(client: Client, graphs: Graphs) -> None:
 def test_of_two_inputs_one_has_to_move(client: Client, graphs: Graphs) -> None:
     """A pairing of 100 results moves half of them, with the size that results of their kind have."""
     futures = client.map(slow, range(100), pure=False)
+    wait(futures)
     client.gather(client.map(both, futures[:50], futures[50:], pure=False))
     found = graphs.graph()
 
     assert found is not None
+    assert found.tasks == 50, "inputs that are there already are no work"
     assert found.moves == 50
     assert found.known_moves == 50
     assert 50 * 1000 <= found.moved_bytes < 50 * 1200
+
+
+def test_a_graph_with_very_many_links_is_looked_at_in_part(
+    client: Client, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler stands still meanwhile: after so many links the rest counts as what was seen."""
+    monkeypatch.setattr(agent_graphs, "MOST_LINKS", 10)
+    futures = client.map(slow, range(100), pure=False)
+    wait(futures)
+    client.gather(client.map(both, futures[:50], futures[50:], pure=False))
+    found = graphs.graph()
+
+    assert found is not None
+    assert (found.tasks, found.moves) == (50, 50)
+    assert sum(graphs._moved.values()) < 10
 
 
 def test_progress_tells_the_kinds_with_most_to_do(client: Client, graphs: Graphs) -> None:
