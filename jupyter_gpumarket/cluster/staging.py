@@ -43,7 +43,8 @@ class Staging:
         # sha256 -> the nodes that get it from here now.
         self._carried: dict[str, list[str]] = {}
         self._guests: Counter[str] = Counter()
-        self._wrong: set[str] = set()
+        # Who has sent something else to whom: a node's word alone does not keep others from asking there.
+        self._wrong: set[tuple[str, str]] = set()
         self._rates: dict[str, float] = {}
         self.direct_bytes = 0
 
@@ -130,8 +131,8 @@ class Staging:
             self._guests -= Counter({holder: 1})
             self._doors.unshare(holder, sha256, lease_id)
         if report.is_wrong:
-            self._wrong.add(holder)
-            logger.warning("%s sent another input than it was asked for; it is not asked again", holder)
+            self._wrong.add((holder, lease_id))
+            logger.warning("%s says that %s sent another input; it does not ask there again", lease_id, holder)
         if report.error:
             logger.info("%s did not get an input from another node: %.300s", lease_id, report.error)
             return False
@@ -153,7 +154,7 @@ class Staging:
             guests=self._guests[other],
             bytes_per_s=self._rates.get(other, 0.0),
             # Once more, since it goes on where it stopped.
-            has_failed=failed[other] > 1 or other in self._wrong,
+            has_failed=failed[other] > 1 or (other, lease_id) in self._wrong,
         )
 
     def _patience_s(self, size: int) -> float:
