@@ -85,7 +85,7 @@ class OutputFetcher:
         part = path.with_suffix(".part")
         part.touch(0o600)
         # Started now, so that it is ready when the bytes are here.
-        checker = await asyncio.to_thread(Checker, output.codec, part)
+        checker = await _ready_checker(output.codec, part)
         try:
             found = await self._receive(output, part)
             # Side by side: each of them takes its time for a large result.
@@ -117,6 +117,21 @@ class OutputFetcher:
         await self._send(GetOutput(run_id=self._run.run_id, name=output.name, offset=here))
         await self._done
         return ""
+
+
+async def _ready_checker(codec: str, part: Path) -> Checker:
+    """A checking process; one that comes into being after nobody wants it any more is ended."""
+    making = asyncio.ensure_future(asyncio.to_thread(Checker, codec, part))
+
+    def end(made: asyncio.Future[Checker]) -> None:
+        if not made.cancelled() and made.exception() is None:
+            made.result().close()
+
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(end)
+        raise
 
 
 def _check_hash(output: ExpectedOutput, part: Path, found: str) -> None:
