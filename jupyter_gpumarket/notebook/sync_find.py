@@ -134,8 +134,8 @@ class _Search:
         self._left_out: dict[str, str] = {}
         self._packages: set[str] = set()
         self._remarks: list[str] = []
-        self._seen: set[str] = set()
         self._ignored: dict[Path, Ignored] = {}
+        self._tops: dict[Path, Path] = {}
 
     def found(self) -> Found:
         return Found(
@@ -207,7 +207,7 @@ class _Search:
         imported: set[str] = set()
         for place in places:
             for path in _files_at(place):
-                own = self._kept(place.parent, path)
+                own = self._kept(place, path)
                 if own is None:
                     continue
                 if len(self._files) >= MAX_FILES:
@@ -219,10 +219,10 @@ class _Search:
                     imported |= imports_of(own.content)
         return imported
 
-    def _kept(self, root: Path, path: Path) -> Own | None:
+    def _kept(self, place: Path, path: Path) -> Own | None:
         """The file, unless something speaks against it, which is then remembered."""
-        name = path.relative_to(root).as_posix()
-        why = why_not_by_name(name) or self._why_not_here(root, path)
+        name = path.relative_to(place.parent).as_posix()
+        why = why_not_by_name(name) or self._why_not_here(place, path)
         content = b""
         if not why:
             try:
@@ -237,16 +237,28 @@ class _Search:
         file = CodeFile(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
         return Own(path, content, file)
 
-    def _why_not_here(self, root: Path, path: Path) -> str:
-        top = self._project if path.is_relative_to(self._project) else root
+    def _why_not_here(self, place: Path, path: Path) -> str:
         if path.suffix == ".so" and sys.platform != "linux":
             return "built for this machine"
         if not path.is_file():
             return "a link to a folder" if path.is_symlink() else "no plain file"
-        if path.is_symlink() and not path.resolve().is_relative_to(top):
+        there, real = place.resolve().parent, path.parent.resolve() / path.name
+        if path.is_symlink() and not path.resolve().is_relative_to(self._top_of(there)):
             return "a link that leads out of the project"
-        by = self._ignored.setdefault(top, Ignored(top)).by(path)
+        # By both names, where a link leads to the code: an ignore file counts under either.
+        by = self._left_out_by(there, real) or ("" if path == real else self._left_out_by(place.parent, path))
         return f"left out by {by}" if by else ""
+
+    def _left_out_by(self, root: Path, path: Path) -> str:
+        """The ignore file that leaves it out, of those from the top of its project down to it."""
+        top = self._top_of(root)
+        return self._ignored.setdefault(top, Ignored(top)).by(path)
+
+    def _top_of(self, root: Path) -> Path:
+        """The project of a folder that modules lie in: this one, or another one that a path of the user's leads to."""
+        if root not in self._tops:
+            self._tops[root] = self._project if root.is_relative_to(self._project) else project_of(root)
+        return self._tops[root]
 
     def _tell_others(self, name: str, places: list[Path]) -> None:
         """Say where another module of the same name lies, which Python does not reach here either."""

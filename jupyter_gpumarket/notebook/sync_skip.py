@@ -30,7 +30,11 @@ KINDS = {
     "*.dll": "built for this machine",
     "*.dylib": "built for this machine",
 }
-_PRIVATE_KEY = re.compile(rb"^-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----", re.MULTILINE)
+# At the beginning of a line, or anywhere with some of the key behind it: in the JSON of a service account, say.
+_BEGIN = rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+_PRIVATE_KEY = re.compile(
+    rb"^[ \t]*" + _BEGIN + rb"|" + _BEGIN + rb"(?:\\[nr]|[\s\"'+,()\\]){1,40}[A-Za-z0-9+/]{16}", re.MULTILINE
+)
 
 
 def why_not_by_name(path: str) -> str:

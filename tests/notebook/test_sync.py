@@ -114,6 +114,45 @@ def test_a_key_inside_of_a_file_is_seen() -> None:
     assert not why_not_by_content(b"PATTERN = '-----BEGIN'")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb'{"private_key": "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQ"}',
+        b'KEY = """-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7"""',
+        b'KEY = (\n    "-----BEGIN EC PRIVATE KEY-----\\n"\n    "MHcCAQEEIIrYSSNQFaA2Hwf1dur"',
+        b"    -----BEGIN ENCRYPTED PRIVATE KEY-----\n    MIIFHDBOBgkqh",
+    ],
+)
+def test_a_key_inside_of_a_text_is_seen(text: bytes) -> None:
+    """The file of a service account and a key in a string are keys too, wherever in a line they begin."""
+    assert why_not_by_content(text)
+
+
+def test_a_word_about_keys_is_no_key() -> None:
+    """Code that looks for keys, or writes their first line, goes with the rest."""
+    assert not why_not_by_content(b'if text.startswith("-----BEGIN PRIVATE KEY-----"): return "it holds a private key"')
+    assert not why_not_by_content(b'HEAD = "-----BEGIN RSA PRIVATE KEY-----"\nTAIL = "-----END RSA PRIVATE KEY-----"')
+
+
+def test_ignore_files_count_wherever_the_path_leads(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Another project's ignore file at its top counts for a package further down, also through a link."""
+    other = tmp_path_factory.mktemp("another")
+    for path, text in {
+        "pyproject.toml": "",
+        ".gitignore": "local.py\n",
+        "src/far/__init__.py": "",
+        "src/far/local.py": "",
+    }.items():
+        (other / path).parent.mkdir(parents=True, exist_ok=True)
+        (other / path).write_text(text)
+    (project / "near").symlink_to(other / "src")
+
+    for given in (other / "src" / "far", project / "near" / "far"):
+        found = found_in(project, "", str(given))
+        assert set(found.files) == {"far/__init__.py"}
+        assert found.left_out["far/local.py"] == "left out by .gitignore"
+
+
 def test_explicit_paths_and_names_lead_to_code(project: Path) -> None:
     """A file, a package's folder, a folder of modules, a module's name."""
     (project / "src" / "inner").mkdir(parents=True)
