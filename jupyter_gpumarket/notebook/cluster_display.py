@@ -33,19 +33,26 @@ def facts_of(view: ClusterView) -> list[tuple[str, str]]:
     aim = view.wish.aim
     asked = str(aim.maximum) if aim.minimum == aim.maximum else f"{aim.minimum} to {aim.maximum}"
     dask = view.dask
-    workers = sum(worker.state == "running" for worker in dask.workers) if dask else 0
-    threads = sum(worker.nthreads for worker in dask.workers) if dask else 0
     head = next((lease.name for lease in view.leases if dask and lease.lease_id == dask.head), "none yet")
     limit, spent = format_usd(view.wish.budget_nusd), format_usd(view.spent_nusd, places=6)
     found = [
         ("nodes", f"{ready} ready of {asked} asked for"),
-        ("workers", f"{workers} with {threads} threads"),
+        ("workers", worker_words(dask)),
         ("head", head),
         ("cost", f"{spent} of {limit} so far, {format_usd(view.rate_nusd_hour)}/h"),
     ]
     if dask is not None and dask.workers:
         found += [("tasks", task_words(dask.tasks)), ("memory", memory_words(dask))]
     return found
+
+
+def worker_words(dask: DaskView | None) -> str:
+    """`2 with 16 threads`, of those that run; a worker that has just begun has not told its threads yet."""
+    threads = [worker.nthreads for worker in dask.workers if worker.state == "running"] if dask is not None else []
+    if threads and not any(threads):
+        return f"{len(threads)}, threads not known yet"
+    words = f"{len(threads)} with {sum(threads)} threads"
+    return f"{words}, {threads.count(0)} not heard of yet" if 0 in threads else words
 
 
 def task_words(tasks: DaskTasks) -> str:

@@ -46,9 +46,9 @@ class NotTrusted(NodeError):
 class GPUCluster(DaskFace):
     """A cluster of rented nodes with Dask.
 
-    With `n` (or another limit) it is rented, or an existing one of this name changed; with a name alone, an existing
-    one is found again, after a kernel restart for example. `budget` (dollars, as text) is for all nodes together, and
-    has to be said: it is the consent to rent.
+    With `n`, or without a name, it is rented, or an existing one of this name changed; with a name and no `n`, an
+    existing one is found again as it is, after a kernel restart for example. `budget` (dollars, as text) is for all
+    nodes together, and has to be said to rent: it is the consent.
 
     Raises:
         BadRequest: no budget was said. BudgetExceeded: it, or another budget, is too small.
@@ -420,9 +420,8 @@ class GPUCluster(DaskFace):
             found["Cluster"] = "\n".join("; ".join(decision.reasons) for decision in view.decisions)
         for lease in view.leases:
             if lease.state in READY and (workers or (scheduler and view.dask and lease.lease_id == view.dask.head)):
-                node = await self._broker().cluster(lease.lease_id)
-                found[lease.name] = clean_text(await node.node_log(lease.lease_id))
-                await node.aclose()
+                async with contextlib.aclosing(await self._broker().cluster(lease.lease_id)) as node:
+                    found[lease.name] = clean_text(await node.node_log(lease.lease_id))
         return found
 
     async def _close(self, timeout_s: float) -> None:
@@ -434,7 +433,11 @@ class GPUCluster(DaskFace):
         if self._live is not None:
             self._live.stop()
         if self.shutdown_on_close:
-            self._note(await self._broker().end_cluster(self.name))
+            try:
+                self._note(await self._broker().end_cluster(self.name))
+            except BaseException:
+                self._is_closed = False  # the nodes are still rented: it has to be possible to try again
+                raise
             with contextlib.suppress(TimeoutError):
                 await self._until(lambda view: not view.leases, timeout_s, is_ending=True)
         await self._broker().aclose()
@@ -447,9 +450,8 @@ class GPUCluster(DaskFace):
             lease = next((lease for lease in view.leases if lease.state in READY), None)
             if lease is None:
                 raise BadRequest(f"no node of {self.name} is ready at the moment")
-            cluster = await self._broker().cluster(lease.lease_id)
-            self._access = (generation, await cluster.dask_access())
-            await cluster.aclose()
+            async with contextlib.aclosing(await self._broker().cluster(lease.lease_id)) as cluster:
+                self._access = (generation, await cluster.dask_access())
         return self._access[1]
 
     def _granted(self) -> DaskAccess:

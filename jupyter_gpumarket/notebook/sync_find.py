@@ -31,6 +31,7 @@ from jupyter_gpumarket.notebook.sync_skip import (
 MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", ".gpumarketignore")
 OURSELVES = "jupyter_gpumarket"
 MAX_FILES = 10_000
+MAX_BYTES = 512 * 1024**2  # all of it is in memory at once
 # What a kernel has loaded, or a stand-in for it.
 Modules = Mapping[str, ModuleType]
 
@@ -94,7 +95,7 @@ def find(project: Path, *, loaded: Modules, code: str = "", explicit: Sequence[s
         explicit: paths or names of modules instead of what the kernel has loaded; those may lie anywhere.
 
     Raises:
-        BadRequest: a path or name that leads to no code, or twice to the same module; or too many files.
+        BadRequest: a path or name that leads to no code, or twice to the same module; or too much.
     """
     search = _Search(project.resolve(), loaded)
     if explicit:
@@ -136,6 +137,7 @@ class _Search:
         self._remarks: list[str] = []
         self._ignored: dict[Path, Ignored] = {}
         self._tops: dict[Path, Path] = {}
+        self._size = 0
 
     def found(self) -> Found:
         return Found(
@@ -210,8 +212,10 @@ class _Search:
                 own = self._kept(place, path)
                 if own is None:
                     continue
-                if len(self._files) >= MAX_FILES:
-                    raise BadRequest(f"--sync: {place} has too many files; leave some out (.gpumarketignore)")
+                self._size += own.file.size
+                if len(self._files) >= MAX_FILES or self._size > MAX_BYTES:
+                    much = f"more than {MAX_FILES:,} files or {MAX_BYTES // 1024**2} MB"
+                    raise BadRequest(f"--sync: with {place} it is {much}; leave some out (.gpumarketignore)")
                 former = self._files.setdefault(own.file.path, own)
                 if former.path != own.path:
                     self._remarks.append(f"{own.file.path} is there twice: {former.path} is taken, {own.path} is not")

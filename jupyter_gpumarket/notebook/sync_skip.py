@@ -15,6 +15,7 @@ MAX_FILE_BYTES = 2 * 1024 * 1024
 SECRETS = (
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*.gpg", "*.asc", "*.env", "env"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*_rsa", "*_ed25519", "netrc", "_netrc", "htpasswd"),
+    *("*.p8", "*.der", "*.ovpn", "*.tfvars", "*.tfstate*", "kubeconfig*", "*.kubeconfig", "pgpass*", "rclone.conf"),
     *("secret.*", "secrets.*", "*_secret.*", "*_secrets.*", "credential.*", "credentials.*", "*_credentials.*"),
 )
 SECRET_TEXTS = (

@@ -11,10 +11,11 @@ import pytest
 
 from jupyter_gpumarket import GPUCluster
 from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskProgress, DaskTasks, DaskView, DaskWorkerView
-from jupyter_gpumarket.errors import BadRequest
+from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
+from jupyter_gpumarket.notebook.cluster_display import facts_of
 from jupyter_gpumarket.notebook.identity import in_jupyter_server
 from tests.notebook.fakes import T0, offer
 
@@ -169,3 +170,42 @@ def test_too_few_workers_to_wait_for_are_refused(broker: FakeBroker) -> None:
 def test_only_a_kernel_is_inside_of_a_jupyter_server() -> None:
     """A script started from Jupyter's terminal has the variable too, and nobody who looks through the server."""
     assert in_jupyter_server({"JUPYTER_GPUMARKET_BASE_URL": "/user/ann/"}) == ""
+
+
+async def test_nodes_that_could_not_be_given_back_can_be_given_back_again(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that is away while a cluster is closed: the error is told, and the second try is one."""
+    cluster = await GPUCluster(name="crew", asynchronous=True)
+
+    async def away(name: str) -> ClusterView:
+        raise BrokerUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(broker, "end_cluster", away)
+        with pytest.raises(BrokerUnavailable):
+            await cluster.close()
+    await cluster.close()
+
+    assert broker.asked.count("end") == 1
+
+
+@pytest.mark.parametrize(
+    ("threads", "words"),
+    [
+        ((), "0 with 0 threads"),
+        ((4, 8), "2 with 12 threads"),
+        ((0, 0), "2, threads not known yet"),
+        ((4, 0), "2 with 4 threads, 1 not heard of yet"),
+    ],
+)
+def test_threads_that_are_not_known_yet_are_not_told_as_none(
+    broker: FakeBroker, threads: tuple[int, ...], words: str
+) -> None:
+    """A worker runs before its scheduler has told how many threads it has; of one that has ended none count."""
+    workers = tuple(msgspec.structs.replace(WORKER, nthreads=count) for count in threads)
+    ended = msgspec.structs.replace(WORKER, state="ended", nthreads=9)
+    assert broker.seen.dask is not None
+    dask = msgspec.structs.replace(broker.seen.dask, workers=(*workers, ended))
+
+    assert dict(facts_of(msgspec.structs.replace(broker.seen, dask=dask)))["workers"] == words

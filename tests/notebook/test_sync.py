@@ -23,6 +23,7 @@ from jupyter_gpumarket.api import (
 from jupyter_gpumarket.config import Settings
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.nodes import versions
+from jupyter_gpumarket.notebook import sync_find
 from jupyter_gpumarket.notebook.options import Parser, SyncOptions, add_cell_arguments, cell_options
 from jupyter_gpumarket.notebook.stage import Table
 from jupyter_gpumarket.notebook.sync import Syncer
@@ -98,7 +99,18 @@ def test_secrets_and_what_is_no_code_stay_here(project: Path) -> None:
     [
         *[(path, True) for path in ("a.py", "pkg/tokens.py", "pkg/data.csv", "pkg/environment.py", "pkg/key.py")],
         *[(path, False) for path in (".env", "pkg/.env.local", "prod.env", "pkg/.git/config", "a/.venv/b.py")],
-        *[(path, False) for path in ("id_rsa", "ID_ED25519.pub", "x.key", "pkg/secrets.py", "secrets.toml")],
+        *[
+            (path, False)
+            for path in (
+                "id_rsa",
+                "ID_ED25519.pub",
+                "x.key",
+                "a/prod.tfvars",
+                "kubeconfig",
+                "pkg/secrets.py",
+                "secrets.toml",
+            )
+        ],
         *[(path, False) for path in ("aws_credentials", "pkg/api_token.txt", "kaggle.json", "service-account-1.json")],
         *[(path, False) for path in ("a.ipynb", "pkg/__pycache__/a.pyc", "x.egg-info/PKG-INFO", "node_modules/a.py")],
     ],
@@ -179,6 +191,13 @@ def test_paths_that_cannot_be_are_refused(project: Path, given: tuple[str, ...],
     (project / "other" / "unused.py").write_text("")
     with pytest.raises(BadRequest, match=told):
         found_in(project, "", *given)
+
+
+def test_too_much_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of data that is imported by its name does not fill this machine's memory, or the line."""
+    monkeypatch.setattr(sync_find, "MAX_BYTES", 10)
+    with pytest.raises(BadRequest, match="leave some out"):
+        found_in(project, "import helpers")
 
 
 def test_two_roots_with_one_name_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
