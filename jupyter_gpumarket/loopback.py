@@ -94,6 +94,7 @@ class Connections:
         self._connect_s = connect_s
         self._kept: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._is_closed = False
 
     async def call(
         self,
@@ -128,14 +129,15 @@ class Connections:
             raise
         finally:
             self._busy.discard(connection)
-        if connection.is_usable and len(self._kept) < KEPT:
+        if connection.is_usable and len(self._kept) < KEPT and not self._is_closed:
             self._kept.append(connection)
         else:
             connection.drop()
         return answer
 
     def close(self) -> None:
-        """Close all connections; calls under way are lost."""
+        """Close all connections, for good: calls under way are lost, and no later one keeps its connection."""
+        self._is_closed = True
         for connection in [*self._kept, *self._busy]:
             connection.drop()
         self._kept.clear()

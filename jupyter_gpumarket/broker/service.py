@@ -300,7 +300,10 @@ class Service:
         return run
 
     async def _sight(self) -> str:
-        """The open leases in short, as `leases` would show them now; of a node that is about to leave, never so."""
+        """The open leases in short, as `leases` would show them now.
+
+        Never so while a node is about to leave: what `leases` says of it counts down, and is told before each cell.
+        """
         parts = self._parts
         found = [await parts.engine.wait_changed(lease.lease_id, -1, 0) for lease in parts.books.open_leases()]
         return sight_of((lease.lease_id, seq, parts.purse.notices(lease.lease_id)) for lease, seq in found)

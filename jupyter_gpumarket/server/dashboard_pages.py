@@ -8,6 +8,7 @@ for each page; nothing of Jupyter's own goes there, and of what comes back only 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable
 from typing import Any, cast
@@ -19,7 +20,12 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado import web
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
-from tornado.websocket import WebSocketClientConnection, WebSocketHandler, websocket_connect
+from tornado.websocket import (
+    WebSocketClientConnection,
+    WebSocketClosedError,
+    WebSocketHandler,
+    websocket_connect,
+)
 
 from jupyter_gpumarket.api.answers import answer_of
 from jupyter_gpumarket.errors import GpuMarketError
@@ -169,6 +175,7 @@ class DashboardSocket(WebSocketMixin, WebSocketHandler, _Guarded):  # type: igno
         super().initialize(dashboards)
         self._far: WebSocketClientConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_gone = False
 
     @ws_authenticated
     @authorized("read", RESOURCE)
@@ -195,6 +202,9 @@ class DashboardSocket(WebSocketMixin, WebSocketHandler, _Guarded):  # type: igno
             self.log.info("the dashboard of %s does not take a socket: %s", cluster[:60], error)
             self.close(1011)
             return
+        if self._is_gone:  # it did not wait for that
+            self._far.close()
+            return
         self._tasks = [asyncio.create_task(self._bring(self._far)), asyncio.create_task(self._watch())]
 
     async def on_message(self, message: str | bytes) -> None:
@@ -204,6 +214,7 @@ class DashboardSocket(WebSocketMixin, WebSocketHandler, _Guarded):  # type: igno
 
     def on_close(self) -> None:
         """The page is gone."""
+        self._is_gone = True
         for task in self._tasks:
             task.cancel()
         if self._far is not None:
@@ -211,8 +222,9 @@ class DashboardSocket(WebSocketMixin, WebSocketHandler, _Guarded):  # type: igno
 
     async def _bring(self, far: WebSocketClientConnection) -> None:
         """From the scheduler to the page, no faster than it takes it."""
-        while (message := await far.read_message()) is not None:
-            await self.write_message(message, binary=isinstance(message, bytes))
+        with contextlib.suppress(WebSocketClosedError):  # the page went while it was being told something
+            while (message := await far.read_message()) is not None:
+                await self.write_message(message, binary=isinstance(message, bytes))
         self.close()
 
     async def _watch(self) -> None:

@@ -1,7 +1,7 @@
 """Where the Dask dashboard of a cluster listens on this machine, for clusters whose pages may be let in.
 
 A page that comes through the Jupyter server acts as whoever opens it: it has the server's origin. So only nodes that
-the user has called their own are let in; of strangers' nodes the same facts are told as JSON (`/gpumarket/clusters`).
+the user has called their own are let in; of strangers' nodes `/gpumarket/clusters/NAME` tells the same facts as JSON.
 """
 
 from __future__ import annotations

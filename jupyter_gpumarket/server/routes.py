@@ -243,10 +243,6 @@ async def _log(door: Door, call: Call) -> NodeLog:
     return await door.call(ask)
 
 
-async def _clusters(door: Door, _call: Call) -> list[ClusterView]:
-    return await door.call(lambda broker: broker.clusters())
-
-
 async def _cluster(door: Door, call: Call) -> ClusterView:
     return await door.call(lambda broker: broker.cluster_view(call.parts["cluster"]))
 
@@ -364,7 +360,6 @@ ROUTES: tuple[Route, ...] = (
     _spending("/clusters/{cluster}/aim", _aim, ClusterNow, "Another size, within limits", body=ClusterAim),
     _spending("/clusters/{cluster}/release", _end_cluster, ClusterNow, "Give all its nodes back", body=ClusterEnd),
     _spending("/maps/{map}/stop", _stop_map, MapView, "End a map; what has ended is kept", body=MapStop),
-    _reading("/clusters", _clusters, list[ClusterView], "The clusters that are kept: nodes, money, Dask, decisions"),
     _reading("/clusters/{cluster}", _cluster, ClusterView, "One by name; texts in it may be a node's words"),
     _reading(
         "/runs",

@@ -100,3 +100,21 @@ async def test_silence_is_told_from_absence() -> None:
             await connections.call("GET", "/", silence_s=0.1)
     with pytest.raises(Lost):
         await Connections("http://127.0.0.1:9", "token", connect_s=3).call("GET", "/", silence_s=5)
+
+
+async def test_a_call_that_was_connecting_while_all_was_closed_leaves_nothing_open() -> None:
+    """It has its answer, and its connection is not kept: nobody would ever close it."""
+    ended = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer(reader, writer)
+        assert await reader.read() == b""
+        ended.set()
+
+    async with peer(talk) as connections:
+        call = asyncio.create_task(connections.call("GET", "/", silence_s=5))
+        await asyncio.sleep(0)
+        connections.close()
+        assert (await call).body == b"ok"
+        async with asyncio.timeout(5):
+            await ended.wait()
