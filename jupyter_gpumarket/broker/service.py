@@ -274,14 +274,15 @@ class Service:
         """Check the budgets and journal the wish for a cell run."""
         _check_id(wish.run_id, "run_id")
         parts = self._parts
+        # First of all: whoever saw a lease that has ended since is to look again, not to be told that it has.
+        if wish.sight and wish.sight != await self._sight() and parts.journal.run(wish.run_id) is None:
+            raise LeasesChanged("the leases have changed since they were looked at")
         lease = self._open(wish.lease_id)
         known = parts.journal.run(wish.run_id)
         if known is not None:
             if known.lease_id != lease.lease_id:
                 raise InvalidField(f"the run {wish.run_id} is on another lease", name="run_id")
             return known
-        if wish.sight and wish.sight != await self._sight():
-            raise LeasesChanged("the leases have changed since they were looked at")
         if wish.budget_nusd is not None and wish.budget_nusd <= 0:
             raise InvalidField("budget_nusd must be positive", name="budget_nusd")
         parts.purse.allow_run(wish)

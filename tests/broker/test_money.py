@@ -115,7 +115,10 @@ def test_a_reservation_counts_before_it_is_spent(world: World) -> None:
 
 
 async def test_a_cell_chosen_by_an_old_sight_of_the_leases_is_not_started(world: World) -> None:
-    """The caller saw a lease otherwise than it is: nothing is journaled; with the present sight the cell starts."""
+    """The caller saw a lease otherwise than it is: nothing is journaled; with the present sight the cell starts.
+
+    So it is when the lease has ended: who is told that looks, and finds or rents another node.
+    """
     world.put(lease())
     seqs = {"lease-1": 7}
 
@@ -137,6 +140,13 @@ async def test_a_cell_chosen_by_an_old_sight_of_the_leases_is_not_started(world:
 
     await service.start_run(wish(sight=sight_of([("lease-1", 7, ())])))
     assert world.journal.run("r1") is not None
+
+    seqs["lease-1"] = 8
+    again = await service.start_run(wish(sight=sight_of([("lease-1", 7, ())])))
+    assert again.run_id == "r1", "a call that is made again is answered as before"
+    world.put(lease("lease-1", LeaseState.RELEASED))
+    with pytest.raises(LeasesChanged):
+        await service.start_run(wish(run_id="r2", sight=sight_of([("lease-1", 7, ())])))
 
 
 def test_a_used_up_budget_refuses_runs(world: World) -> None:
