@@ -352,7 +352,12 @@ class GPUCluster(DaskFace):
             await self._look()
         else:
             wish = self._wish
-            self._note(await self._client.keep_cluster(self.name, wish))
+            try:
+                self._note(await self._client.keep_cluster(self.name, wish))
+            except asyncio.CancelledError:
+                with contextlib.suppress(GpuMarketError):
+                    await self._client.end_cluster(self.name)  # it may have arrived, and nobody would know of the nodes
+                raise
             try:
                 await self._until(is_complete, self._timeout_s)
             except BaseException as error:

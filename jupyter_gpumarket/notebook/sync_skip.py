@@ -95,6 +95,15 @@ class Ignored:
                     lines = (folder / name).read_text("utf-8", "replace").splitlines()
                 except OSError:
                     continue
-                found.append((name, pathspec.GitIgnoreSpec.from_lines(lines)))
+                found.append((name, pathspec.GitIgnoreSpec.from_lines(line for line in lines if _is_pattern(line))))
             self._specs[folder] = found
         return self._specs[folder]
+
+
+def _is_pattern(line: str) -> bool:
+    """Whether it means something; git passes over the others too."""
+    try:
+        pathspec.GitIgnoreSpec.from_lines([line])
+    except ValueError:
+        return False
+    return True

@@ -209,3 +209,27 @@ def test_threads_that_are_not_known_yet_are_not_told_as_none(
     dask = msgspec.structs.replace(broker.seen.dask, workers=(*workers, ended))
 
     assert dict(facts_of(msgspec.structs.replace(broker.seen, dask=dask)))["workers"] == words
+
+
+async def test_a_wish_that_is_cut_short_leaves_no_nodes_behind(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the broker is asked to rent: whether it has heard that or not, the cluster is ended."""
+    asked = asyncio.Event()
+
+    async def keep(name: str, wish: ClusterWish) -> ClusterView:
+        asked.set()
+        return await asyncio.Future()
+
+    monkeypatch.setattr(broker, "keep_cluster", keep)
+
+    async def rent() -> None:
+        await GPUCluster(n=1, budget="1", asynchronous=True)
+
+    renting = asyncio.create_task(rent())
+    await asked.wait()
+    renting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await renting
+
+    assert broker.asked == ["end"]

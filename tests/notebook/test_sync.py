@@ -51,7 +51,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "own_pkg/big.bin": "x" * 3_000_000,
         "own_pkg/__pycache__/tools.pyc": "",
         "late_module.py": "",
-        ".gitignore": "generated.py\nkept_after_all.py\n",
+        ".gitignore": "!\nodd\\\ngenerated.py\nkept_after_all.py\n",
         ".gpumarketignore": "!kept_after_all.py\n",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
