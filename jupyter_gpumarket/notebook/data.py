@@ -6,6 +6,7 @@ nothing is copied here. On a node the first becomes the object, the second a pat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -110,14 +111,19 @@ class DataStore:
         self._drop_old()
         draft = self._folder / f"{os.urandom(8).hex()}.part"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+        except BaseException:
+            draft.unlink(missing_ok=True)  # the disk is full, or Ctrl-C was pressed
+            raise
         return draft
 
     def _drop_old(self) -> None:
         for path in self._folder.iterdir():
-            if time.time() - path.stat().st_mtime > KEPT_S:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another kernel has just given it its name, or dropped it
+                if time.time() - path.stat().st_mtime > KEPT_S:
+                    path.unlink()
 
 
 def _of_file(path: Path) -> Data:

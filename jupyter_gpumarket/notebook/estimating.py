@@ -24,6 +24,7 @@ from jupyter_gpumarket.notebook.stage import Stage
 OUTPUT = "_gpumarket_sizes"
 TIMEOUT_S = 120.0
 COST_WAIT_S = 1.0
+MAX_BYTES = 10_000  # of six numbers
 CODE = """
 from jupyter_gpumarket.agent.graphs import sizes as {output}
 {output} = {output}(
@@ -85,8 +86,8 @@ def _measured(notebook: Notebook, stage: Stage, head: Lease, expression: str) ->
     line.final(final_text(followed.place, notebook.client.run_cost(run_id, wait_s=COST_WAIT_S)))
     if (error := error_of(followed.view, followed.place.name)) is not None:
         raise error
-    ref = next((ref for ref in followed.view.outputs if ref.name == OUTPUT and not ref.error), None)
-    found = None if ref is None else sizes_from(codecs.decode(ref.codec, cluster.output(run_id, OUTPUT)))
+    ref = next((ref for ref in followed.view.outputs if ref.name == OUTPUT and ref.size <= MAX_BYTES), None)
+    found = None if ref is None or ref.error else sizes_from(codecs.decode(ref.codec, cluster.output(run_id, OUTPUT)))
     if found is None:
         raise BadRequest(f"{followed.place.name} did not answer with the numbers that were asked for")
     return found

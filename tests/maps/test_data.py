@@ -24,7 +24,7 @@ from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.config import Folders, private_folder
 from jupyter_gpumarket.errors import BadRequest, CodecError, Unreachable
 from jupyter_gpumarket.nodes import Installed
-from jupyter_gpumarket.notebook.data import DataStore
+from jupyter_gpumarket.notebook.data import TOGETHER_BYTES, DataStore
 from jupyter_gpumarket.wire import bulk
 from jupyter_gpumarket.wire.bulk import TakeBlob, send_command
 from jupyter_gpumarket.wire.peer import Reader, Writer
@@ -49,6 +49,13 @@ def test_an_object_comes_back_as_it_was_and_is_kept_once(store: DataStore) -> No
     handle.path.write_bytes(b"something else")
     with pytest.raises(CodecError, match="put it again"):
         store.get(handle)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(store: DataStore, tmp_path: Path) -> None:
+    """A part of a large object does not stay on the disk, which may be full because of it."""
+    with pytest.raises(TypeError):
+        store.keep("npy", "x" * TOGETHER_BYTES)  # type: ignore[arg-type]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_file_is_a_path_on_both_sides(store: DataStore, tmp_path: Path) -> None:
