@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -95,6 +96,8 @@ class Connections:
         self._kept: list[_Connection] = []
         self._busy: set[_Connection] = set()
         self._is_closed = False
+        self._pid = os.getpid()
+        self._of_parent: list[_Connection] = []
 
     async def call(
         self,
@@ -143,6 +146,11 @@ class Connections:
         self._kept.clear()
 
     def _free(self) -> _Connection | None:
+        if self._pid != os.getpid():
+            # A forked child. What is open belongs to its parent, and is not even let go of here: to close it would take
+            # it out of the parent's loop, since both have one epoll.
+            self._of_parent += self._kept
+            self._kept, self._pid = [], os.getpid()
         while self._kept:
             connection = self._kept.pop()
             if connection.is_usable:

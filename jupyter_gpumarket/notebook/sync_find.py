@@ -27,11 +27,10 @@ from jupyter_gpumarket.notebook.sync_skip import (
     why_not_by_name,
     why_not_by_size,
 )
+from jupyter_gpumarket.wire.syncing import MAX_FILES, MAX_TOTAL_BYTES
 
 MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", ".gpumarketignore")
 OURSELVES = "jupyter_gpumarket"
-MAX_FILES = 10_000
-MAX_BYTES = 512 * 1024**2  # all of it is in memory at once
 # What a kernel has loaded, or a stand-in for it.
 Modules = Mapping[str, ModuleType]
 
@@ -212,9 +211,10 @@ class _Search:
                 own = self._kept(place, path)
                 if own is None:
                     continue
+                # Here already, and not only where it is sent to: all of it is in memory at once.
                 self._size += own.file.size
-                if len(self._files) >= MAX_FILES or self._size > MAX_BYTES:
-                    much = f"more than {MAX_FILES:,} files or {MAX_BYTES // 1024**2} MB"
+                if len(self._files) >= MAX_FILES or self._size > MAX_TOTAL_BYTES:
+                    much = f"more than {MAX_FILES:,} files or {MAX_TOTAL_BYTES // 1024**2} MB"
                     raise BadRequest(f"--sync: with {place} it is {much}; leave some out (.gpumarketignore)")
                 former = self._files.setdefault(own.file.path, own)
                 if former.path != own.path:

@@ -118,3 +118,20 @@ async def test_a_call_that_was_connecting_while_all_was_closed_leaves_nothing_op
         assert (await call).body == b"ok"
         async with asyncio.timeout(5):
             await ended.wait()
+
+
+async def test_a_forked_child_takes_a_connection_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the parent has open is the parent's: two processes on one connection would read each other's answers."""
+    served = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(writer)
+        for _ in range(2):
+            await answer(reader, writer)
+
+    async with peer(talk) as connections:
+        await connections.call("GET", "/", silence_s=5)
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        await connections.call("GET", "/", silence_s=5)
+
+    assert len(served) == 2

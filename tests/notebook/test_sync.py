@@ -195,7 +195,7 @@ def test_paths_that_cannot_be_are_refused(project: Path, given: tuple[str, ...],
 
 def test_too_much_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of data that is imported by its name does not fill this machine's memory, or the line."""
-    monkeypatch.setattr(sync_find, "MAX_BYTES", 10)
+    monkeypatch.setattr(sync_find, "MAX_TOTAL_BYTES", 10)
     with pytest.raises(BadRequest, match="leave some out"):
         found_in(project, "import helpers")
 
