@@ -27,6 +27,11 @@ def is_complete(view: ClusterView) -> bool:
     return len(ready) >= max(1, view.wish.aim.minimum)
 
 
+def is_over(view: ClusterView) -> bool:
+    """Whether nothing changes any more: to go on asking would only keep a broker running, or start one."""
+    return view.is_ended and not view.leases
+
+
 def facts_of(view: ClusterView) -> list[tuple[str, str]]:
     """A cluster in a few lines."""
     ready = sum(lease.state in READY for lease in view.leases)

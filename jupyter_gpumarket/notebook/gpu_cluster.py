@@ -26,7 +26,7 @@ from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeaseFailed, No
 from jupyter_gpumarket.models import ENDED_STATES, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import fit
-from jupyter_gpumarket.notebook.cluster_display import READY, LiveView, facts_of, html_of, is_complete
+from jupyter_gpumarket.notebook.cluster_display import READY, LiveView, facts_of, html_of, is_complete, is_over
 from jupyter_gpumarket.notebook.dask_face import Adapting, DaskFace
 from jupyter_gpumarket.notebook.fit import Estimate
 from jupyter_gpumarket.notebook.identity import in_jupyter_server, owner
@@ -328,7 +328,10 @@ class GPUCluster(DaskFace):
         display({**self._live.bundle(), **text}, raw=True)
 
     def _shown(self) -> str | None:
-        return None if self._is_closed else self._repr_html_()
+        if self._is_closed:
+            return None
+        seen = self._seen
+        return html_of(seen) if seen is not None and is_over(seen) else self._repr_html_()
 
     # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -384,6 +387,8 @@ class GPUCluster(DaskFace):
     async def _refresh(self) -> None:
         while True:
             await asyncio.sleep(2 * POLL_S)
+            if self._seen is not None and is_over(self._seen):
+                continue
             with contextlib.suppress(GpuMarketError):
                 await self._look()
                 if self.is_trusted and self._is_up():

@@ -233,3 +233,22 @@ async def test_a_wish_that_is_cut_short_leaves_no_nodes_behind(
         await renting
 
     assert broker.asked == ["end"]
+
+
+async def test_a_cluster_that_has_ended_is_not_asked_for_again(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is still shown somewhere keeps no broker running once its nodes are given back elsewhere."""
+    monkeypatch.setattr(gpu_cluster, "POLL_S", 0.001)
+    cluster = await GPUCluster(name="crew", asynchronous=True)
+    await broker.end_cluster("crew")
+    async with asyncio.timeout(5):
+        while cluster.status is not distributed.core.Status.closed:
+            await asyncio.sleep(0.001)
+    asked = len(broker.asked)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+    assert len(broker.asked) == asked
+    cluster.shutdown_on_close = False
+    await cluster.close()
