@@ -5,6 +5,7 @@ Results were checked before they were written down, and are decoded by the close
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -270,11 +271,13 @@ def map_folder(clusters: Path, map_id: str) -> Path:
     return folder
 
 
-def mean_seconds(maps: Sequence[MapResults], code: str) -> float:
-    """What an item took in the newest of these maps that had this body and some results; 0 where there is none."""
-    for one in maps:
-        if (seconds := one.seconds_each(code)) > 0:
-            return seconds
+def mean_seconds(clusters: Path, code: str) -> float:
+    """What an item took in the newest map that had this body and some results; 0 where none tells."""
+    # Files of another version, or damaged ones: a guess that cannot be made must not keep a new map from beginning.
+    with contextlib.suppress(GpuMarketError, OSError, msgspec.MsgspecError):
+        for one in all_maps(clusters):
+            if (seconds := one.seconds_each(code)) > 0:
+                return seconds
     return 0.0
 
 

@@ -223,7 +223,7 @@ class MapRunner:
             leases=tuple(leases.values()),
             left_nusd=sum(view.lease.request.budget_nusd - view.cost_nusd for view in views),
             left_s=(min(ends) - now_ms) / 1000 if ends else float("inf"),
-            seconds_each=mean_seconds(all_maps(client.folders.state / "clusters"), plan.code),
+            seconds_each=mean_seconds(client.folders.state / "clusters", plan.code),
         )
 
     def _started(

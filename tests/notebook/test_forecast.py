@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -18,6 +20,7 @@ from jupyter_gpumarket.notebook.forecast import (
     seen_in,
     sizes_from,
 )
+from jupyter_gpumarket.notebook.map_results import mean_seconds
 from tests.notebook.fakes import T0, offer
 
 USD = 10**9
@@ -209,3 +212,13 @@ def test_a_collection_without_a_size_says_so() -> None:
 
     assert "1 s each was assumed" in told[0]
     assert told[-1].startswith("it does not tell its size")
+
+
+def test_an_earlier_map_that_cannot_be_read_keeps_no_new_one_from_beginning(tmp_path: Path) -> None:
+    """The guess by earlier maps is left out when a file of one of them is damaged, or is gone."""
+    folder = tmp_path / "crew-1" / "maps" / "map1"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    assert mean_seconds(tmp_path, "x = 1") == 0.0
+    (folder / "request.json").write_text("damaged")
+    assert mean_seconds(tmp_path, "x = 1") == 0.0
