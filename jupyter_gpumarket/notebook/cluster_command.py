@@ -121,9 +121,9 @@ class ClusterCommand:
         head = view.dask.head if view.dask else ""
         for lease in sorted(view.leases, key=lambda lease: lease.lease_id == head):
             self._notebook.use(lease.lease_id)
-        if own_code is not None:
-            self._syncer.bring(own_code, view.leases)
         line.final(f"{name} · " + " · ".join(f"{key}: {value}" for key, value in facts_of(view)))
+        if own_code is not None:
+            self._syncer.bring(own_code, view.leases)  # last: if it fails, it is known what has been rented
 
     def _consent(self, count: int, wish: Wish) -> None:
         """Show what would be rented and what it can cost, and ask.

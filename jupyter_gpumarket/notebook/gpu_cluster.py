@@ -30,8 +30,8 @@ from jupyter_gpumarket.notebook.cluster_display import READY, LiveView, facts_of
 from jupyter_gpumarket.notebook.dask_face import Adapting, DaskFace
 from jupyter_gpumarket.notebook.fit import Estimate
 from jupyter_gpumarket.notebook.identity import in_jupyter_server, owner
-from jupyter_gpumarket.notebook.options import SyncOptions
-from jupyter_gpumarket.notebook.sync import bring_to
+from jupyter_gpumarket.notebook.options import SyncOptions, said_budget
+from jupyter_gpumarket.notebook.sync import bring_to, sync_paths
 
 T = TypeVar("T")
 POLL_S = 0.5
@@ -52,7 +52,7 @@ class GPUCluster(DaskFace):
 
     Raises:
         BadRequest: no budget was said. BudgetExceeded: it, or another budget, is too small.
-        LeaseFailed: the nodes were not there in time; they are given back.
+        LeaseFailed: the nodes were not there in time; they are given back. So they are after an error of `sync`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class GPUCluster(DaskFace):
             self._wish = ClusterWish(
                 aim=Aim(minimum=count, maximum=count),
                 query=query,
-                budget_nusd=_said(budget),
+                budget_nusd=said_budget(budget),
                 max_s=round((hours or self._settings.hours) * 3600),
                 owner=owner(self._settings.project, {}),
                 trusted=trust,
@@ -116,7 +116,11 @@ class GPUCluster(DaskFace):
         if not asynchronous:
             run(self._start())
             if self._sync_first is not None:
-                self.sync_code(*self._sync_first)
+                try:
+                    self.sync_code(*self._sync_first)
+                except BaseException:
+                    run(self._abandon())
+                    raise
 
     # ── what Dask's tools expect ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -376,7 +380,16 @@ class GPUCluster(DaskFace):
                 await self._fetch_access()
             self._refreshing = self._begin(self._refresh())
             if self._sync_first is not None:
-                await self.sync_code(*self._sync_first)
+                try:
+                    await self.sync_code(*self._sync_first)
+                except BaseException:
+                    await self._abandon()
+                    raise
+
+    async def _abandon(self) -> None:
+        """Nobody gets this object: give back what was rented for it, whose name nobody would know."""
+        self.shutdown_on_close = self._wish is not None
+        await self._close(CLOSE_PATIENCE_S)
 
     async def _look(self) -> None:
         self._note(await self._broker().cluster_view(self.name))
@@ -479,22 +492,3 @@ class GPUCluster(DaskFace):
     def _broker(self) -> AsyncClient:
         assert self._client is not None, "await the cluster first"
         return self._client
-
-
-def sync_paths(wanted: bool | str | Sequence[str]) -> tuple[str, ...] | None:
-    """What `sync=` says: True for what is loaded, paths or names for those, False for nothing."""
-    if isinstance(wanted, bool):
-        return () if wanted else None
-    return (wanted,) if isinstance(wanted, str) else tuple(wanted)
-
-
-def _said(budget: str | int | None) -> int:
-    """The budget, which is never guessed: whoever says it agrees to spend so much."""
-    if budget is None:
-        raise BadRequest(
-            "GPUCluster rents machines: say what all of them together may cost, as in budget='10' (dollars; for "
-            "dask-labextension in labextension.factory.kwargs). With a name alone a living cluster is found again"
-        )
-    if isinstance(budget, float):
-        raise BadRequest(f"budget: write {budget} as text, as in budget='{budget}', so that it is exact")
-    return usd(str(budget))

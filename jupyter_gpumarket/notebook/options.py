@@ -344,3 +344,15 @@ def hours_from(text: str) -> float:
     if not 0 < hours <= 24 * 365:
         raise BadRequest(f"--hours {text}: above 0 and at most a year")
     return hours
+
+
+def said_budget(budget: str | int | None) -> int:
+    """The budget, which is never guessed: whoever says it agrees to spend so much."""
+    if budget is None:
+        raise BadRequest(
+            "GPUCluster rents machines: say what all of them together may cost, as in budget='10' (dollars; for "
+            "dask-labextension in labextension.factory.kwargs). With a name alone a living cluster is found again"
+        )
+    if isinstance(budget, float):
+        raise BadRequest(f"budget: write {budget} as text, as in budget='{budget}', so that it is exact")
+    return usd(str(budget))

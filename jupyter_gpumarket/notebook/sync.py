@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,6 +204,13 @@ def packed(contents: Mapping[str, bytes]) -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
     return memory.getvalue()
+
+
+def sync_paths(wanted: bool | str | Sequence[str]) -> tuple[str, ...] | None:
+    """What `sync=` says: True for what is loaded, paths or names for those, False for nothing."""
+    if isinstance(wanted, bool):
+        return () if wanted else None
+    return (wanted,) if isinstance(wanted, str) else tuple(wanted)
 
 
 def bring_to(leases: Iterable[Lease], options: SyncOptions) -> None:

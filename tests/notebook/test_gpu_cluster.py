@@ -11,7 +11,7 @@ import pytest
 
 from jupyter_gpumarket import GPUCluster
 from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskProgress, DaskTasks, DaskView, DaskWorkerView
-from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable
+from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, NodeError
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
@@ -252,3 +252,22 @@ async def test_a_cluster_that_has_ended_is_not_asked_for_again(
     assert len(broker.asked) == asked
     cluster.shutdown_on_close = False
     await cluster.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_was_rented_is_given_back_when_its_modules_cannot_be_brought(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    """Nobody gets the object, so nobody could close it; a cluster that was there before stays."""
+
+    def failing(*_: object) -> None:
+        raise NodeError("not synced")
+
+    async def make(**more: Any) -> None:
+        await GPUCluster(sync=True, asynchronous=True, **more)
+
+    monkeypatch.setattr(gpu_cluster, "bring_to", failing)
+    for more, ended in (({"name": "crew"}, 0), ({"n": 1, "budget": "1"}, 1)):
+        with pytest.raises(NodeError):
+            asyncio.run(make(**more)) if asynchronous else GPUCluster(sync=True, **more)
+        assert broker.asked.count("end") == ended
