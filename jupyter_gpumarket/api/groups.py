@@ -36,6 +36,9 @@ class Aim(Request, frozen=True, kw_only=True):
 class ClusterWish(Request, frozen=True, kw_only=True):
     """PUT /v1/clusters/{name}: have a cluster of this name. `budget_nusd` is for all of its nodes together, ended ones
     included; `max_s` is how long each node may live at most. The same again with another `aim` scales it.
+
+    `cluster_id`: only if this is the living cluster of the name; else nothing is changed or rented. A caller that has
+    looked at a cluster before means that one, and it may have ended since. Empty: have one, whichever it is.
     """
 
     aim: Aim
@@ -46,6 +49,7 @@ class ClusterWish(Request, frozen=True, kw_only=True):
     trusted: bool = False
     grace_s: int = 900
     dask: DaskWish | None = None
+    cluster_id: str = ""
 
 
 class Decision(Record, frozen=True, kw_only=True):

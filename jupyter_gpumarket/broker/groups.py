@@ -30,7 +30,7 @@ from jupyter_gpumarket.api.requests import InvalidField, NotFound
 from jupyter_gpumarket.broker import leaving, scaling
 from jupyter_gpumarket.broker.names import FITS
 from jupyter_gpumarket.clock import Clock
-from jupyter_gpumarket.errors import GpuMarketError, NodeError
+from jupyter_gpumarket.errors import GpuMarketError, LeaseError, NodeError
 from jupyter_gpumarket.journal import NewEntry
 from jupyter_gpumarket.models import ENDED_STATES, CellRun, Lease, LeaseGoal, LeaseRequest, LeaseState, RunStatus
 from jupyter_gpumarket.money import MAX_NUSD
@@ -135,10 +135,18 @@ class Groups:
 
         Raises:
             InvalidField: names what cannot be.
+            LeaseError: the wish is for one cluster, and that has ended, or another one has its name now.
         """
         _check(name, wish)
         async with self._turn:
             group = self._groups.get(name)
+            self._leases = self._store.leases()
+            if group is not None and not group.is_ended:
+                # What was given back up to now was meant for the former wish, and may have been the end of it.
+                self._heed_releases(group)
+            if wish.cluster_id:
+                _check_meant(name, wish.cluster_id, group)
+                wish = msgspec.structs.replace(wish, cluster_id="")
             if group is None or group.is_ended:
                 group = self._groups[name] = Group(name, f"{name}-{secrets.token_hex(4)}", wish)
             group.wish, group.wait_until_s = wish, 0.0
@@ -150,14 +158,16 @@ class Groups:
     async def end(self, name: str, market: Market) -> ClusterView:
         """Give all its nodes back."""
         async with self._turn:
-            group = self._known(name)
-            self._leases = self._store.leases()
-            if not group.is_ended:
-                group.is_ended = True
-                self._store.append([NewEntry(kind=ENDED, subject=name, body={"cluster_id": group.cluster_id})])
-            for lease in self._open(group):
-                await market.release(lease.lease_id, f"{OURS}{name} was ended")
+            await self._end(self._known(name), market)
         return self.view(name)
+
+    async def _end(self, group: Group, market: Market) -> None:
+        self._leases = self._store.leases()
+        if not group.is_ended:
+            group.is_ended = True
+            self._store.append([NewEntry(kind=ENDED, subject=group.name, body={"cluster_id": group.cluster_id})])
+        for lease in self._open(group):
+            await market.release(lease.lease_id, f"{OURS}{group.name} was ended")
 
     def views(self) -> list[ClusterView]:
         """The clusters that have not ended, or still have nodes."""
@@ -455,6 +465,13 @@ def _lost_in_a_row(leases: list[Lease]) -> int:
 
 def _ago(then_s: float | None, now_s: float) -> float | None:
     return None if then_s is None else now_s - then_s
+
+
+def _check_meant(name: str, cluster_id: str, group: Group | None) -> None:
+    if group is None or group.cluster_id != cluster_id:
+        raise LeaseError(f"{name} is not the cluster {cluster_id[:60]!r} any more; look again")
+    if group.is_ended:
+        raise LeaseError(f"{name} was given back; begin another cluster to rent again")
 
 
 def _check(name: str, wish: ClusterWish) -> None:

@@ -169,6 +169,7 @@ class AsyncClient:
 
         Raises:
             BudgetExceeded: a budget does not cover its first nodes.
+            LeaseError: the wish names a `cluster_id`, and that cluster has ended, or another one has its name.
         """
         view: ClusterView = await self._call("PUT", f"/v1/clusters/{_part(name)}", ClusterView, body=wish)
         return view

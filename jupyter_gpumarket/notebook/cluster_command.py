@@ -184,7 +184,8 @@ class ClusterCommand:
 
     def _aim(self, arguments: argparse.Namespace, aim: Aim) -> None:
         view = own_cluster(self._notebook, arguments.name)
-        wish = msgspec.structs.replace(view.wish, aim=aim)
+        # It may end meanwhile, and would be rented anew without having been shown and asked for.
+        wish = msgspec.structs.replace(view.wish, aim=aim, cluster_id=view.cluster_id)
         if arguments.budget:
             wish = msgspec.structs.replace(wish, budget_nusd=money("--budget", arguments.budget))
         self._why(self._notebook.client.keep_cluster(view.name, wish))

@@ -412,7 +412,8 @@ class GPUCluster(DaskFace):
     async def _aim(self, aim: Aim) -> None:
         await self._look()
         assert self._seen is not None
-        wish = msgspec.structs.replace(self._seen.wish, aim=aim)
+        # It may end meanwhile, and would be rented anew.
+        wish = msgspec.structs.replace(self._seen.wish, aim=aim, cluster_id=self._seen.cluster_id)
         self._note(await self._broker().keep_cluster(self.name, wish))
 
     async def _wait_for_workers(self, count: int, timeout_s: float | None) -> None:

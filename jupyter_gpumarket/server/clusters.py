@@ -53,9 +53,7 @@ async def change_aim(door: Door, name: str, asked: ClusterAim) -> ClusterNow:
     async def ask(broker: AsyncClient) -> ClusterView:
         view = await broker.cluster_view(name)
         _check(view, asked.cluster_id)
-        if view.is_ended:
-            raise LeaseError(f"{name} was given back; begin another cluster to rent again")
-        wish = msgspec.structs.replace(view.wish, aim=asked.aim)
+        wish = msgspec.structs.replace(view.wish, aim=asked.aim, cluster_id=asked.cluster_id)
         if asked.budget_nusd is not None:
             wish = msgspec.structs.replace(wish, budget_nusd=asked.budget_nusd)
         return await broker.keep_cluster(name, wish)

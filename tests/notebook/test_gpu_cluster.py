@@ -61,6 +61,7 @@ class FakeBroker:
 
     async def keep_cluster(self, name: str, wish: ClusterWish) -> ClusterView:
         self.asked.append("keep")
+        self.meant = wish.cluster_id
         self.seen = msgspec.structs.replace(self.seen, wish=wish)
         return self.seen
 
@@ -136,6 +137,14 @@ async def test_adapt_need_not_be_awaited(broker: FakeBroker) -> None:
     await adapting.stop()
     assert broker.seen.wish.aim == Aim(minimum=1, maximum=1)
     await cluster.close()
+
+
+async def test_another_size_is_asked_for_this_cluster_alone(broker: FakeBroker) -> None:
+    """The broker is told which cluster is meant: one that ends meanwhile is not rented anew."""
+    async with GPUCluster(name="crew", asynchronous=True) as cluster:
+        await cluster.scale(2)
+
+    assert (broker.meant, broker.seen.wish.aim.minimum) == ("crew-1", 2)
 
 
 async def test_after_its_end_it_can_still_be_listed(broker: FakeBroker) -> None:

@@ -1,0 +1,99 @@
+"""Wishes for clusters: for which cluster one counts, and what was said before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, OfferList, OfferSearch
+from jupyter_gpumarket.broker.books import Books
+from jupyter_gpumarket.broker.groups import Groups
+from jupyter_gpumarket.errors import BudgetExceeded, LeaseError
+from jupyter_gpumarket.journal import Journal, NewEntry
+from jupyter_gpumarket.models import ENDED_STATES, Lease, LeaseGoal, LeaseRequest, LeaseState
+from jupyter_gpumarket.money import usd
+from tests.broker.fakes import StillClock, lease
+
+
+def wish(count: int, **more: Any) -> ClusterWish:
+    return ClusterWish(aim=Aim(minimum=count, maximum=count), budget_nusd=usd("9"), max_s=3600, **more)
+
+
+class World:
+    """A journal, the clusters that are kept in it, and a market where all wishes for nodes come true."""
+
+    def __init__(self, folder: Path) -> None:
+        clock = StillClock()
+        self.journal = Journal.open(f"sqlite:///{folder / 'journal.sqlite'}", clock)
+        books = Books(journal=self.journal, clock=clock)
+        self.groups = Groups(store=self.journal, books=books, clusters=self, clock=clock)  # type: ignore[arg-type]
+        self.rented = 0
+        self.most = 99
+
+    def put(self, one: Lease) -> None:
+        self.journal.append([NewEntry(kind="lease.wished", subject=one.lease_id, rows=(one,))])
+
+    async def wish(self, request: LeaseRequest) -> None:
+        if self.rented >= self.most:
+            raise BudgetExceeded("there is no money for it")
+        self.rented += 1
+        self.put(msgspec.structs.replace(lease(f"lease-{self.rented}"), request=request))
+
+    async def release(self, named: str, reason: str) -> None:
+        before = self.journal.lease(named)
+        assert before is not None
+        ended = {"state": LeaseState.RELEASED, "goal": LeaseGoal.RELEASED, "reason": reason}
+        self.put(msgspec.structs.replace(before, **ended))
+
+    async def offers(self, search: OfferSearch) -> OfferList:
+        offer = lease().offer
+        assert offer is not None
+        return OfferList(offers=[offer], statuses=[])
+
+    async def dask(self, one: Lease) -> None:
+        return None
+
+    async def keep(self, asked: ClusterWish) -> ClusterView:
+        return await self.groups.keep("crew", asked, self)  # type: ignore[arg-type]
+
+    def open(self) -> int:
+        return sum(one.state not in ENDED_STATES for one in self.journal.leases())
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.journal.close()
+
+
+async def test_a_wish_for_a_cluster_that_has_ended_rents_nothing(world: World) -> None:
+    """Whether it was ended, its last node was given back a moment ago, or another one has its name: nothing changes."""
+    first = await world.keep(wish(1))
+    grown = await world.keep(wish(2, cluster_id=first.cluster_id))
+    assert (grown.cluster_id, grown.wish.cluster_id, world.open()) == (first.cluster_id, "", 2)
+
+    for one in grown.leases:
+        await world.release(one.lease_id, "the user gave it back")
+    with pytest.raises(LeaseError, match="given back"):
+        await world.keep(wish(3, cluster_id=first.cluster_id))
+
+    second = await world.keep(wish(1))
+    assert second.cluster_id != first.cluster_id
+    with pytest.raises(LeaseError, match="any more"):
+        await world.keep(wish(3, cluster_id=first.cluster_id))
+    assert (world.rented, world.open()) == (3, 1)
+    assert world.groups.view("crew").wish == second.wish
+
+
+async def test_a_node_that_was_given_back_before_a_wish_does_not_lessen_it(world: World) -> None:
+    """Who gives one of three back and then asks for three has three, also when nobody looked between."""
+    view = await world.keep(wish(3))
+    await world.release(view.leases[0].lease_id, "the user gave it back")
+
+    again = await world.keep(wish(3, cluster_id=view.cluster_id))
+    assert (again.wish.aim.minimum, len(again.leases)) == (3, 3)
