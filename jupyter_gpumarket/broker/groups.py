@@ -147,12 +147,17 @@ class Groups:
             if wish.cluster_id:
                 _check_meant(name, wish.cluster_id, group)
                 wish = msgspec.structs.replace(wish, cluster_id="")
-            if group is None or group.is_ended:
+            if is_new := group is None or group.is_ended:
                 group = self._groups[name] = Group(name, f"{name}-{secrets.token_hex(4)}", wish)
             group.wish, group.wait_until_s = wish, 0.0
             body = {"cluster_id": group.cluster_id, "wish": msgspec.to_builtins(wish)}
             self._store.append([NewEntry(kind=WISHED, subject=name, body=body)])
-            await self._tend(group, market)
+            try:
+                await self._tend(group, market)
+            except GpuMarketError:
+                if is_new:  # whoever is told that it cannot be must not pay for a part of it, now or later
+                    await self._end(group, market)
+                raise
         return self.view(name)
 
     async def end(self, name: str, market: Market) -> ClusterView:

@@ -97,3 +97,14 @@ async def test_a_node_that_was_given_back_before_a_wish_does_not_lessen_it(world
 
     again = await world.keep(wish(3, cluster_id=view.cluster_id))
     assert (again.wish.aim.minimum, len(again.leases)) == (3, 3)
+
+
+async def test_a_new_cluster_that_is_refused_is_not_kept(world: World) -> None:
+    """Told that the money does not do for all of it, nobody pays for the nodes that came first, nor for later ones."""
+    world.most = 1
+    with pytest.raises(BudgetExceeded):
+        await world.keep(wish(2))
+
+    world.most = 99
+    await world.groups.look(world)  # type: ignore[arg-type]
+    assert (world.rented, world.open(), world.groups.has_work()) == (1, 0, False)
