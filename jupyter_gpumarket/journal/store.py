@@ -38,7 +38,7 @@ from jupyter_gpumarket.journal.entries import (
     with_unknown_fields,
 )
 from jupyter_gpumarket.journal.guard import starts_spending
-from jupyter_gpumarket.journal.memory import Memory
+from jupyter_gpumarket.journal.memory import Memory, run_order
 from jupyter_gpumarket.journal.replay import check_chain, first_difference, hash_of, replay
 from jupyter_gpumarket.journal.upgrade import upgrade
 from jupyter_gpumarket.models import Budget, CellRun, Charge, Lease, Machine
@@ -172,7 +172,14 @@ class Journal:
                 for row in entry.gone:
                     _take_away(connection, row)
         self._head = new
-        self._memory.changed(row for entry in entries for row in (*entry.rows, *entry.gone))
+        with self._lock:
+            # Runs are kept as they would be read: what cannot be stored is not in the text.
+            self._memory.changed(
+                msgspec.json.decode(text, type=CellRun) if isinstance(row, CellRun) else row
+                for rows in texts
+                for row, text in rows
+            )
+            self._memory.gone(row for entry in entries for row in entry.gone)
         return stored
 
     def _text(self, connection: sa.Connection, row: Row) -> str:
@@ -268,16 +275,17 @@ class Journal:
     def runs(self, *, lease_id: str | None = None, since_ms: int | None = None) -> list[CellRun]:
         """Cell runs, oldest first: of one lease; still going on at or after a time (not started counts as going on)."""
         columns = schema.runs.c
-
-        def read() -> list[CellRun]:
-            where = []
-            if lease_id is not None:
-                where.append(columns.lease_id == lease_id)
-            if since_ms is not None:
-                where.append(sa.or_(columns.ended_ms.is_(None), columns.ended_ms >= since_ms))
-            return self._all(CellRun, where, columns.started_ms, columns.run_id)
-
-        return self._remembered(CellRun, ("of", lease_id), read) if since_ms is None else read()
+        where = []
+        if lease_id is not None:
+            where.append(columns.lease_id == lease_id)
+        if since_ms is not None:
+            where.append(sa.or_(columns.ended_ms.is_(None), columns.ended_ms >= since_ms))
+            return sorted(self._all(CellRun, where), key=run_order)
+        with self._lock:
+            known = None if self._failed else self._memory.runs(lease_id)
+            if known is None:
+                known = self._memory.keep_runs(lease_id, self._all(CellRun, where))
+            return list(known)
 
     def charges(self, *, since_ms: int = 0, until_ms: int | None = None, lease_id: str | None = None) -> list[Charge]:
         """Lines of the ledger that touch a span of time, oldest first."""
