@@ -262,19 +262,20 @@ class Groups:
 
     def _heed_releases(self, group: Group) -> None:
         """A node that the user gave back, that idled to its end, or that used its money up, is not replaced."""
-        given = {
-            lease.lease_id
+        new = [
+            lease
             for lease in self._all(group)
-            if lease.goal is LeaseGoal.RELEASED and not lease.reason.startswith(OURS)
-        }
-        new = given - group.heeded
-        if not new:
+            if lease.goal is LeaseGoal.RELEASED
+            and not lease.reason.startswith(OURS)
+            and lease.lease_id not in group.heeded
+        ]
+        group.heeded |= {lease.lease_id for lease in new}
+        # One that was about to leave was not counted any more, and another one may be there in its place.
+        less = sum(not leaving.is_leaving(lease, self._clock.now_ms()) for lease in new)
+        if not less:
             return
-        group.heeded |= new
         aim = group.wish.aim
-        lower = msgspec.structs.replace(
-            aim, minimum=max(0, aim.minimum - len(new)), maximum=max(0, aim.maximum - len(new))
-        )
+        lower = msgspec.structs.replace(aim, minimum=max(0, aim.minimum - less), maximum=max(0, aim.maximum - less))
         group.wish = msgspec.structs.replace(group.wish, aim=lower)
         group.is_ended = lower.maximum == 0
         body = {"cluster_id": group.cluster_id, "wish": msgspec.to_builtins(group.wish)}

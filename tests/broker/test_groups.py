@@ -14,9 +14,20 @@ from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.groups import Groups
 from jupyter_gpumarket.errors import BudgetExceeded, LeaseError
 from jupyter_gpumarket.journal import Journal, NewEntry
-from jupyter_gpumarket.models import ENDED_STATES, Lease, LeaseGoal, LeaseRequest, LeaseState
+from jupyter_gpumarket.models import (
+    ENDED_STATES,
+    CellRun,
+    Lease,
+    LeaseGoal,
+    LeaseRequest,
+    LeaseState,
+    Notice,
+    RunStatus,
+)
 from jupyter_gpumarket.money import usd
 from tests.broker.fakes import StillClock, lease
+
+T0 = 1_700_000_000_000
 
 
 def wish(count: int, **more: Any) -> ClusterWish:
@@ -27,7 +38,7 @@ class World:
     """A journal, the clusters that are kept in it, and a market where all wishes for nodes come true."""
 
     def __init__(self, folder: Path) -> None:
-        clock = StillClock()
+        clock = StillClock(T0)
         self.journal = Journal.open(f"sqlite:///{folder / 'journal.sqlite'}", clock)
         books = Books(journal=self.journal, clock=clock)
         self.groups = Groups(store=self.journal, books=books, clusters=self, clock=clock)  # type: ignore[arg-type]
@@ -97,6 +108,21 @@ async def test_a_node_that_was_given_back_before_a_wish_does_not_lessen_it(world
 
     again = await world.keep(wish(3, cluster_id=view.cluster_id))
     assert (again.wish.aim.minimum, len(again.leases)) == (3, 3)
+
+
+async def test_giving_back_a_node_that_is_about_to_leave_ends_no_other(world: World) -> None:
+    """It was not counted any more, so the cluster stays as large as was asked, with the one that came in its place."""
+    view = await world.keep(wish(2))
+    soon = Notice(ends_ms=T0 + 60_000, reason="reclaimed", source="marketplace")
+    world.put(msgspec.structs.replace(view.leases[0], notice=soon))
+    run = CellRun(run_id="r", lease_id=view.leases[0].lease_id, session="main", status=RunStatus.OK)
+    world.journal.append([NewEntry(kind="run.x", subject="r", rows=(run,))])
+    await world.groups.look(world)  # type: ignore[arg-type]
+    assert world.open() == 3
+
+    await world.release(view.leases[0].lease_id, "the user gave it back")
+    await world.groups.look(world)  # type: ignore[arg-type]
+    assert (world.groups.view("crew").wish.aim.minimum, world.open()) == (2, 2)
 
 
 async def test_a_new_cluster_that_is_refused_is_not_kept(world: World) -> None:
