@@ -113,7 +113,7 @@ def run_registry_command(arguments: argparse.Namespace) -> None:
 
 
 def run_host_command(arguments: argparse.Namespace) -> None:
-    from jupyter_gpumarket.pool.draining import DRAIN_GRACE_S, drain
+    from jupyter_gpumarket.pool.draining import DRAIN_GRACE_S, checked_grace, drain
     from jupyter_gpumarket.pool.host import HostOptions, run_host
     from jupyter_gpumarket.pool.host_facts import DEMO_GPU
 
@@ -149,7 +149,7 @@ def run_host_command(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         gpus=gpu_numbers(arguments.gpus),
         login=arguments.login,
-        grace_s=arguments.grace or 0.0,
+        grace_s=checked_grace(arguments.grace or 0.0),
         until_stdin_ends=arguments.until_stdin_ends,
     )
     asyncio.run(run_host(options))

@@ -21,8 +21,11 @@ from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.models import Record
 
+# Who the host is that holds the folder's lock; not there while it is still starting.
+PID_FILE = "host.pid"
 # Time enough to rent another node and to bring over what this one holds.
 DRAIN_GRACE_S = 300.0
+MOST_GRACE_S = 30 * 24 * 3600
 
 
 class DrainOrder(Record, frozen=True, kw_only=True):
@@ -57,7 +60,7 @@ class Draining:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         loop.add_signal_handler(signal.SIGUSR1, self._told_to_drain)
-        write_private(self._folder / "host.pid", str(os.getpid()).encode())
+        write_private(self._folder / PID_FILE, str(os.getpid()).encode())
 
     def _told_to_stop(self) -> None:
         if self._grace_s <= 0 or self._waiting is not None:
@@ -82,19 +85,29 @@ class Draining:
         self._over.set()
 
 
+def checked_grace(grace_s: float) -> float:
+    """The notice that a host gives, seconds.
+
+    Raises:
+        ConfigError: it is not a time that can be waited for.
+    """
+    if not 0 <= grace_s <= MOST_GRACE_S:
+        raise ConfigError(f"--grace {grace_s:g} is not between 0 and 30 days, in seconds")
+    return grace_s
+
+
 def drain(folder: Path, grace_s: float) -> int:
     """Tell the host that runs in this folder to leave after `grace_s`; its process id.
 
     Raises:
-        ConfigError: no host runs there, or the time is not one.
+        ConfigError: no host runs there, or it is still starting, or the time is not one.
     """
-    if not 0 <= grace_s <= 30 * 24 * 3600:
-        raise ConfigError(f"--grace {grace_s:g} is not between 0 and 30 days, in seconds")
+    checked_grace(grace_s)
     try:
         with (folder / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = int((folder / "host.pid").read_text("ascii"))
+        pid = _pid_in(folder)
     except OSError as error:
         raise ConfigError(f"no host has run in {folder} ({error.strerror}); name its folder with --folder") from None
     else:
@@ -102,3 +115,10 @@ def drain(folder: Path, grace_s: float) -> int:
     write_private(folder / "drain.json", msgspec.json.encode(DrainOrder(grace_s=grace_s)))
     os.kill(pid, signal.SIGUSR1)
     return pid
+
+
+def _pid_in(folder: Path) -> int:
+    try:
+        return int((folder / PID_FILE).read_text("ascii"))
+    except (OSError, ValueError):
+        raise ConfigError(f"the host in {folder} is still starting; try again in a moment") from None

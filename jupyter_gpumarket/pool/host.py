@@ -27,7 +27,7 @@ from jupyter_gpumarket.config import write_private
 from jupyter_gpumarket.errors import ConfigError
 from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.pool import guard, host_facts, host_ssh
-from jupyter_gpumarket.pool.draining import Draining
+from jupyter_gpumarket.pool.draining import PID_FILE, Draining
 from jupyter_gpumarket.pool.host_leases import HOST_MARK, HostLease, adopt_orphans, kill_marked, remove_folder
 from jupyter_gpumarket.pool.registry import held, stop_request
 from jupyter_gpumarket.pool.registry_client import RegistryClient, RegistrySays
@@ -204,6 +204,8 @@ async def run_host(options: HostOptions) -> None:
     """
     guard.only_for_owner(options.folder)
     with held(options.folder / "lock"):
+        # Of an earlier life; the process of that number may be anybody's now, and must not be told to drain.
+        (options.folder / PID_FILE).unlink(missing_ok=True)
         identity = known_identity(options.folder)
         adopt_orphans()
         sweep(options.folder, identity.host_id)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_gpumarket.errors import OfferGone
+from jupyter_gpumarket.errors import ConfigError, OfferGone
 from jupyter_gpumarket.models import OfferQuery, RentalStatus
+from jupyter_gpumarket.pool import host
+from jupyter_gpumarket.pool.__main__ import parser as pool_parser
+from jupyter_gpumarket.pool.draining import PID_FILE, drain
 from tests.pool.renting import connected, new_key, now_ms, processes_of, release, rent, until
 from tests.pool_fixtures import ROOT, RunningPool
 
@@ -108,3 +111,36 @@ def test_draining_where_no_host_runs_says_so(tmp_path: Path, grace: str) -> None
     assert done.returncode == 2
     assert ("no host has run in" if grace == "5" else "is not between 0 and 30 days") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_a_host_that_is_starting_is_not_taken_for_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that an earlier host's number belongs to now is not signalled; who asks is told to try again."""
+    (tmp_path / PID_FILE).write_text("1")
+    seen: list[str] = []
+
+    def starting(folder: Path) -> None:
+        with pytest.raises(ConfigError, match="still starting"):
+            drain(folder, 1.0)
+        seen.append("asked")
+        raise ConfigError("it need not start")
+
+    monkeypatch.setattr(host, "known_identity", starting)
+    options = host.HostOptions(
+        registry="http://127.0.0.1:1", token_file=tmp_path / "t", folder=tmp_path, price_nusd_hour=1
+    )
+    with pytest.raises(ConfigError, match="need not start"):
+        await host.run_host(options)
+    assert seen == ["asked"]
+
+
+@pytest.mark.parametrize("grace", ["-1", "inf", "nan"])
+def test_a_notice_that_cannot_be_waited_for_is_refused_at_the_start(tmp_path: Path, grace: str) -> None:
+    """Not at SIGTERM, when the host would not end."""
+    token = tmp_path / "join.token"
+    token.touch(0o600)
+    argv = ["host", "--folder", str(tmp_path / "host"), "--registry", "http://127.0.0.1:1", "--token-file", str(token)]
+    parsed = pool_parser().parse_args([*argv, f"--grace={grace}"])
+    with pytest.raises(ConfigError, match="--grace"):
+        parsed.run(parsed)
