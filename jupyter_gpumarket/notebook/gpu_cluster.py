@@ -361,14 +361,12 @@ class GPUCluster(DaskFace):
             wish = self._wish
             try:
                 self._note(await self._client.keep_cluster(self.name, wish))
-            except asyncio.CancelledError:
-                with contextlib.suppress(GpuMarketError):
-                    await self._client.end_cluster(self.name)  # it may have arrived, and nobody would know of the nodes
-                raise
-            try:
                 await self._until(is_complete, self._timeout_s)
             except BaseException as error:
-                await self._client.end_cluster(self.name)
+                if self._seen is None and isinstance(error, GpuMarketError):
+                    raise  # refused: then nothing is kept
+                with contextlib.suppress(BadRequest):  # it may not have arrived
+                    await self._client.end_cluster(self.name)
                 if isinstance(error, TimeoutError):
                     told = "; ".join(self._seen.notices) if self._seen else ""
                     raise LeaseFailed(

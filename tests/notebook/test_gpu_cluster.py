@@ -11,7 +11,7 @@ import pytest
 
 from jupyter_gpumarket import GPUCluster
 from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskProgress, DaskTasks, DaskView, DaskWorkerView
-from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, NodeError
+from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, BudgetExceeded, NodeError
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
@@ -145,6 +145,29 @@ async def test_another_size_is_asked_for_this_cluster_alone(broker: FakeBroker) 
         await cluster.scale(2)
 
     assert (broker.meant, broker.seen.wish.aim.minimum) == ("crew-1", 2)
+
+
+@pytest.mark.parametrize("how", ["interrupted", "refused"])
+async def test_a_beginning_that_is_broken_off_is_ended(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Interrupted while it is asked for, nodes may be rented that nobody holds; refused, there are none."""
+    begun = asyncio.Event()
+
+    async def keep(name: str, wish: ClusterWish) -> ClusterView:
+        begun.set()
+        if how == "refused":
+            raise BudgetExceeded("there is no money for it")
+        await asyncio.Event().wait()
+        raise AssertionError("never")
+
+    monkeypatch.setattr(broker, "keep_cluster", keep)
+    beginning = asyncio.ensure_future(GPUCluster(2, budget="5", asynchronous=True))
+    await asyncio.wait_for(begun.wait(), 5)
+    beginning.cancel()
+    await asyncio.gather(beginning, return_exceptions=True)
+
+    assert broker.asked.count("end") == (how == "interrupted")
 
 
 async def test_after_its_end_it_can_still_be_listed(broker: FakeBroker) -> None:
