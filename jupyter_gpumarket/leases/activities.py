@@ -297,12 +297,15 @@ class Activities:
         try:
             market = self._world.marketplace(lease.offer.marketplace)
             await self._world.call(market.name, market.release(lease.rental_id))
-        except MarketplaceError as error:
+        except GpuMarketError as error:
             reason = str(error)
+        except Exception as error:  # people must be told that it may still bill, whatever the adapter's bug is
+            log.exception("the release call for lease %s failed in an unforeseen way", lease_id)
+            reason = f"{type(error).__name__} in the release call"
         for looks in range(LOOKS_AFTER_RELEASE):
             try:
                 rental = await self._world.look(lease)
-            except MarketplaceError as error:
+            except GpuMarketError as error:
                 reason = str(error)
                 break
             if rental.status is RentalStatus.GONE:

@@ -14,6 +14,7 @@ from jupyter_gpumarket.api import JournalLine, LinkBack, LinkLost, NodeFailed, N
 from jupyter_gpumarket.clock import SystemClock
 from jupyter_gpumarket.errors import (
     BadRequest,
+    ConfigError,
     InsufficientFunds,
     InvalidTransition,
     JournalFull,
@@ -449,6 +450,21 @@ async def test_a_release_is_believed_only_with_proof() -> None:
 
         assert market.calls.count("release") > 3
         assert released.reason == "done"
+
+
+@pytest.mark.parametrize("error", [ConfigError("'a b' is not a rental"), KeyError("a bug")], ids=["no_id", "bug"])
+async def test_people_are_told_of_a_release_that_an_adapter_cannot_even_ask_for(error: Exception) -> None:
+    """It may still bill: shown as unconfirmed with the reason, like one that the marketplace refuses."""
+
+    class Unable(FakeMarket):
+        async def release(self, rental_id: str) -> None:
+            raise error
+
+    async with running(Bench(Unable())) as bench:
+        lease = await ready(bench)
+        await bench.engine.release(lease.lease_id, "done")
+
+        assert (await bench.reaches(lease.lease_id, S.RELEASE_UNCONFIRMED)).may_bill
 
 
 async def test_a_marketplace_that_is_down_is_asked_until_it_answers() -> None:
