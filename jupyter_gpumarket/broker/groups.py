@@ -26,14 +26,12 @@ from jupyter_gpumarket.api import (
     OfferList,
     OfferSearch,
 )
-from jupyter_gpumarket.api.requests import InvalidField, NotFound
-from jupyter_gpumarket.broker import leaving, scaling
-from jupyter_gpumarket.broker.names import FITS
+from jupyter_gpumarket.api.requests import NotFound
+from jupyter_gpumarket.broker import leaving, scaling, wishes
 from jupyter_gpumarket.clock import Clock
-from jupyter_gpumarket.errors import GpuMarketError, LeaseError, NodeError
+from jupyter_gpumarket.errors import GpuMarketError, NodeError
 from jupyter_gpumarket.journal import NewEntry
 from jupyter_gpumarket.models import ENDED_STATES, CellRun, Lease, LeaseGoal, LeaseRequest, LeaseState, RunStatus
-from jupyter_gpumarket.money import MAX_NUSD
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +135,7 @@ class Groups:
             InvalidField: names what cannot be.
             LeaseError: the wish is for one cluster, and that has ended, or another one has its name now.
         """
-        _check(name, wish)
+        wishes.check(name, wish)
         async with self._turn:
             group = self._groups.get(name)
             self._leases = self._store.leases()
@@ -145,7 +143,8 @@ class Groups:
                 # What was given back up to now was meant for the former wish, and may have been the end of it.
                 self._heed_releases(group)
             if wish.cluster_id:
-                _check_meant(name, wish.cluster_id, group)
+                living = group.cluster_id if group is not None and not group.is_ended else ""
+                wishes.check_meant(name, wish.cluster_id, living)
                 wish = msgspec.structs.replace(wish, cluster_id="")
             if is_new := group is None or group.is_ended:
                 group = self._groups[name] = Group(name, f"{name}-{secrets.token_hex(4)}", wish)
@@ -171,8 +170,14 @@ class Groups:
         if not group.is_ended:
             group.is_ended = True
             self._store.append([NewEntry(kind=ENDED, subject=group.name, body={"cluster_id": group.cluster_id})])
+        failed = []
         for lease in self._open(group):
-            await market.release(lease.lease_id, f"{OURS}{group.name} was ended")
+            try:
+                await market.release(lease.lease_id, f"{OURS}{group.name} was ended")
+            except GpuMarketError as error:  # the others must end all the same
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def views(self) -> list[ClusterView]:
         """The clusters that have not ended, or still have nodes."""
@@ -471,25 +476,3 @@ def _lost_in_a_row(leases: list[Lease]) -> int:
 
 def _ago(then_s: float | None, now_s: float) -> float | None:
     return None if then_s is None else now_s - then_s
-
-
-def _check_meant(name: str, cluster_id: str, group: Group | None) -> None:
-    if group is None or group.cluster_id != cluster_id:
-        raise LeaseError(f"{name} is not the cluster {cluster_id[:60]!r} any more; look again")
-    if group.is_ended:
-        raise LeaseError(f"{name} was given back; begin another cluster to rent again")
-
-
-def _check(name: str, wish: ClusterWish) -> None:
-    if not FITS.fullmatch(name):
-        raise InvalidField(
-            f"the name {name[:60]!r} must start with a letter or digit and hold only those, '-', '_' and '.', "
-            "at most 40 in all",
-            name="name",
-        )
-    if wish.aim.maximum < wish.aim.minimum:
-        raise InvalidField("aim: the maximum is below the minimum", name="aim")
-    if not 0 < wish.budget_nusd <= MAX_NUSD:
-        raise InvalidField("budget_nusd must be positive", name="budget_nusd")
-    if wish.max_s <= 0:
-        raise InvalidField("max_s must be positive", name="max_s")

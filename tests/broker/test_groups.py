@@ -12,7 +12,7 @@ import pytest
 from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, OfferList, OfferSearch
 from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.groups import Groups
-from jupyter_gpumarket.errors import BudgetExceeded, LeaseError
+from jupyter_gpumarket.errors import BudgetExceeded, JournalFull, LeaseError
 from jupyter_gpumarket.journal import Journal, NewEntry
 from jupyter_gpumarket.models import (
     ENDED_STATES,
@@ -44,6 +44,7 @@ class World:
         self.groups = Groups(store=self.journal, books=books, clusters=self, clock=clock)  # type: ignore[arg-type]
         self.rented = 0
         self.most = 99
+        self.stuck = ""
 
     def put(self, one: Lease) -> None:
         self.journal.append([NewEntry(kind="lease.wished", subject=one.lease_id, rows=(one,))])
@@ -55,6 +56,8 @@ class World:
         self.put(msgspec.structs.replace(lease(f"lease-{self.rented}"), request=request))
 
     async def release(self, named: str, reason: str) -> None:
+        if named == self.stuck:
+            raise JournalFull("no room")
         before = self.journal.lease(named)
         assert before is not None
         ended = {"state": LeaseState.RELEASED, "goal": LeaseGoal.RELEASED, "reason": reason}
@@ -95,7 +98,7 @@ async def test_a_wish_for_a_cluster_that_has_ended_rents_nothing(world: World) -
 
     second = await world.keep(wish(1))
     assert second.cluster_id != first.cluster_id
-    with pytest.raises(LeaseError, match="any more"):
+    with pytest.raises(LeaseError, match="another cluster"):
         await world.keep(wish(3, cluster_id=first.cluster_id))
     assert (world.rented, world.open()) == (3, 1)
     assert world.groups.view("crew").wish == second.wish
@@ -134,3 +137,15 @@ async def test_a_new_cluster_that_is_refused_is_not_kept(world: World) -> None:
     world.most = 99
     await world.groups.look(world)  # type: ignore[arg-type]
     assert (world.rented, world.open(), world.groups.has_work()) == (1, 0, False)
+
+
+async def test_one_node_that_cannot_be_given_back_keeps_no_other(world: World) -> None:
+    """Ending a cluster asks for the end of each node, and then tells what went wrong; it may be said again."""
+    view = await world.keep(wish(3))
+    world.stuck = view.leases[0].lease_id
+    with pytest.raises(JournalFull):
+        await world.groups.end("crew", world)  # type: ignore[arg-type]
+    assert world.open() == 1
+
+    world.stuck = ""
+    assert (await world.groups.end("crew", world)).leases == ()  # type: ignore[arg-type]
