@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import distributed
@@ -16,6 +18,7 @@ from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
 from jupyter_gpumarket.notebook.cluster_display import facts_of
+from jupyter_gpumarket.notebook.cluster_command import ClusterCommand
 from jupyter_gpumarket.notebook.identity import in_jupyter_server
 from tests.notebook.fakes import T0, offer
 
@@ -145,6 +148,22 @@ async def test_another_size_is_asked_for_this_cluster_alone(broker: FakeBroker) 
         await cluster.scale(2)
 
     assert (broker.meant, broker.seen.wish.aim.minimum) == ("crew-1", 2)
+
+
+def test_the_command_asks_for_the_cluster_that_it_has_found_alone(broker: FakeBroker) -> None:
+    """`%gpu cluster scale` says which one is meant too."""
+    asked: list[ClusterWish] = []
+
+    def keep(name: str, wish: ClusterWish) -> ClusterView:
+        asked.append(wish)
+        return broker.seen
+
+    client = SimpleNamespace(cluster_view=lambda name: broker.seen, keep_cluster=keep)
+    stage = SimpleNamespace(table=lambda table: None, say=lambda text: None)
+    command = ClusterCommand(SimpleNamespace(client=client), stage, None)  # type: ignore[arg-type]
+    command.run(argparse.Namespace(what=["scale", "2"], name="crew", budget=None))
+
+    assert [(wish.cluster_id, wish.aim.maximum) for wish in asked] == [("crew-1", 2)]
 
 
 @pytest.mark.parametrize("how", ["interrupted", "refused"])
