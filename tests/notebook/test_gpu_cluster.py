@@ -17,8 +17,8 @@ from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, BudgetExceed
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
-from jupyter_gpumarket.notebook.cluster_display import facts_of
 from jupyter_gpumarket.notebook.cluster_command import ClusterCommand
+from jupyter_gpumarket.notebook.cluster_display import facts_of
 from jupyter_gpumarket.notebook.identity import in_jupyter_server
 from tests.notebook.fakes import T0, offer
 
