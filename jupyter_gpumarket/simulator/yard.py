@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.errors import GpuMarketError, OutcomeUnknown
 from jupyter_gpumarket.marketplaces.base import Marketplace
-from jupyter_gpumarket.models import Offer, OfferQuery, RentalStatus
+from jupyter_gpumarket.models import Offer, OfferQuery, Rental, RentalStatus
 from jupyter_gpumarket.money import MS_PER_HOUR
 from jupyter_gpumarket.simulator.faults import Fault, FaultBoard
 from jupyter_gpumarket.simulator.relay import Relay
@@ -101,6 +101,7 @@ class Yard:
         self._faults = faults
         self._boot_s = boot_s
         self._lives: dict[str, asyncio.Task[None]] = {}
+        self._renting: dict[str, asyncio.Future[Rental]] = {}
         self._ends: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.Task[None]] = {}
         self.rentals: dict[str, SimRental] = {}
@@ -206,9 +207,12 @@ class Yard:
         # Set before the call, so that a rental that is ended meanwhile is looked for.
         rental.pool_rental_id = "unknown"
         key = rental.ssh_keys[0] if rental.ssh_keys else nobodys_key()
-        rented = await self._pool.rent(
+        call = self._pool.rent(
             quote, label=self._label(rental), ssh_public_key=key, deadline_ms=self._clock.now_ms() + DAY_MS
         )
+        # It goes on when the rental is ended meanwhile: a call cut short may arrive after its label was looked for.
+        renting = self._renting[rental.rental_id] = asyncio.ensure_future(call)
+        rented = await asyncio.shield(renting)
         rental.pool_rental_id = rented.rental_id
         while rented.status is not RentalStatus.RUNNING or rented.address is None:
             if rented.status in (RentalStatus.FAILED, RentalStatus.GONE):
@@ -224,6 +228,8 @@ class Yard:
             life.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await life
+        if (renting := self._renting.pop(rental.rental_id, None)) is not None:
+            await asyncio.gather(renting, return_exceptions=True)
         if rental.relay is not None:
             await rental.relay.close()
         if rental.pool_rental_id:

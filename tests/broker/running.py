@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -49,7 +50,12 @@ def processes_of(folders: Folders) -> list[psutil.Process]:
 
 def brokers_of(folders: Folders) -> list[psutil.Process]:
     """The broker processes of this state folder."""
-    return [p for p in processes_of(folders) if "jupyter_gpumarket.broker" in p.cmdline()]
+    found = []
+    for process in processes_of(folders):
+        with contextlib.suppress(psutil.Error):  # it ended while it was looked at
+            if "jupyter_gpumarket.broker" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def end_processes(folders: Folders) -> None:
