@@ -23,7 +23,7 @@ from jupyter_gpumarket.wire.door import Answer, Ask, AskBlob, AskPort, DoorRules
 # Until a guest has shown a certificate and asked for something.
 GREETING_S = 5.0
 MAX_STRANGERS = 32
-MAX_STRANGERS_FROM_ONE = 8
+MAX_STRANGERS_FROM_ONE = 16
 MAX_GUESTS = 400
 MAX_ECHOES = 3
 CONNECT_S = 5.0

@@ -28,6 +28,8 @@ PIECE_BYTES = 1024 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
 # A command that says nothing for so long does not work on this node.
 ANSWER_S = 30.0
+# After the last byte: a slow disk has to take what is still in memory there.
+DONE_S = 300.0
 MAX_TOKEN_CHARS = 16
 
 # Runs a command on the node, made for what is installed there.
@@ -85,7 +87,7 @@ class Bulk:
             have, token = (await asyncio.wait_for(_line(reader), ANSWER_S)).decode("ascii").split()
             writers += [await self._join(sha256, token, number) for number in range(1, stripes)]
             await _write_all(path, int(have), writers)
-            return await _line(reader), int(have)
+            return await asyncio.wait_for(_line(reader), DONE_S), int(have)
         finally:
             for each in writers:
                 each.close()

@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from jupyter_gpumarket.api import Orphan
-from jupyter_gpumarket.errors import JournalError, MarketplaceError
+from jupyter_gpumarket.errors import GpuMarketError, JournalError, MarketplaceError
 from jupyter_gpumarket.journal import NewEntry
 from jupyter_gpumarket.leases.labels import is_ours
 from jupyter_gpumarket.leases.world import World
@@ -91,7 +91,7 @@ class Sweep:
                 await self._ask_for_end(market, rental)
             try:
                 now = await self._world.call(market.name, market.rental(rental.rental_id))
-            except MarketplaceError as error:
+            except GpuMarketError as error:
                 log.warning("orphan %s: %s", rental.rental_id, error)
             else:
                 if now.status is RentalStatus.GONE:
@@ -106,7 +106,7 @@ class Sweep:
     async def _ask_for_end(self, market: Marketplace, rental: Rental) -> None:
         try:
             await self._world.call(market.name, market.release(rental.rental_id))
-        except MarketplaceError as error:
+        except GpuMarketError as error:
             log.warning("orphan %s: %s", rental.rental_id, error)
         else:
             self._note(market, rental, "release_asked")

@@ -26,6 +26,7 @@ from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeaseFailed, No
 from jupyter_gpumarket.models import ENDED_STATES, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import fit
+from jupyter_gpumarket.notebook.cluster_begun import living, take_back
 from jupyter_gpumarket.notebook.cluster_display import READY, LiveView, facts_of, html_of, is_complete, is_over
 from jupyter_gpumarket.notebook.dask_face import Adapting, DaskFace
 from jupyter_gpumarket.notebook.fit import Estimate
@@ -81,6 +82,8 @@ class GPUCluster(DaskFace):
         self.shutdown_on_close = shutdown_on_close
         self._timeout_s = timeout_s
         self._client: AsyncClient | None = None
+        self._is_named = bool(name)
+        self._before: ClusterView | None = None
         self._seen: ClusterView | None = None
         self._seen_s = 0.0
         self._access: tuple[int, DaskAccess] | None = None
@@ -359,6 +362,7 @@ class GPUCluster(DaskFace):
             await self._look()
         else:
             wish = self._wish
+            self._before = await living(self._client, self.name) if self._is_named else None
             try:
                 self._note(await self._client.keep_cluster(self.name, wish))
                 await self._until(is_complete, self._timeout_s)
@@ -366,11 +370,12 @@ class GPUCluster(DaskFace):
                 if self._seen is None and isinstance(error, GpuMarketError):
                     raise  # refused: then nothing is kept
                 with contextlib.suppress(BadRequest):  # it may not have arrived
-                    await self._client.end_cluster(self.name)
+                    await take_back(self._client, self.name, self._before)
                 if isinstance(error, TimeoutError):
                     told = "; ".join(self._seen.notices) if self._seen else ""
+                    now = "given back" if self._before is None else "as it was before"
                     raise LeaseFailed(
-                        f"{self.name} was not ready in {self._timeout_s:g} s and is given back. {told}"
+                        f"{self.name} was not ready in {self._timeout_s:g} s and is {now}. {told}"
                     ) from None
                 raise
         if self.asynchronous:
@@ -386,7 +391,7 @@ class GPUCluster(DaskFace):
 
     async def _abandon(self) -> None:
         """Nobody gets this object: give back what was rented for it, whose name nobody would know."""
-        self.shutdown_on_close = self._wish is not None
+        self.shutdown_on_close = self._wish is not None and self._before is None
         await self._close(CLOSE_PATIENCE_S)
 
     async def _look(self) -> None:

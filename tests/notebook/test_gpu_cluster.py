@@ -13,7 +13,7 @@ import pytest
 
 from jupyter_gpumarket import GPUCluster
 from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskProgress, DaskTasks, DaskView, DaskWorkerView
-from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, BudgetExceeded, NodeError
+from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, BudgetExceeded, LeaseFailed, NodeError
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
@@ -187,6 +187,16 @@ async def test_a_beginning_that_is_broken_off_is_ended(
     await asyncio.gather(beginning, return_exceptions=True)
 
     assert broker.asked.count("end") == (how == "interrupted")
+
+
+async def test_a_cluster_that_was_there_before_is_not_ended_with_a_beginning_that_fails(broker: FakeBroker) -> None:
+    """More nodes for a living cluster that do not come in time: it has its former wish again, and all its nodes."""
+    former = broker.seen.wish
+    with pytest.raises(LeaseFailed, match="as it was before"):
+        await GPUCluster(9, name="crew", budget="50", timeout_s=0.01, asynchronous=True)
+
+    assert broker.seen.wish == msgspec.structs.replace(former, cluster_id="crew-1")
+    assert "end" not in broker.asked
 
 
 async def test_after_its_end_it_can_still_be_listed(broker: FakeBroker) -> None:
