@@ -10,11 +10,16 @@ ONE_WAY_S = 0.02
 
 
 class Delayed:
-    """A TCP way to a server on which everything takes 20 ms longer in each direction."""
+    """A TCP way to a server on which everything takes 20 ms longer in each direction.
 
-    def __init__(self, host: str, port: int) -> None:
+    With `bytes_s`, so many bytes a second fit through it in each direction, over all connections together.
+    """
+
+    def __init__(self, host: str, port: int, *, bytes_s: float = 0) -> None:
         self._host = host
         self._port = port
+        self._bytes_s = bytes_s
+        self._free_at = [0.0, 0.0]
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> int:
@@ -31,18 +36,24 @@ class Delayed:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
-        for ends in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._carry(*ends))
+        for direction, ends in enumerate(((reader, far_writer), (far_reader, writer))):
+            task = asyncio.create_task(self._carry(*ends, direction))
             self._tasks.add(task)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _due(self, size: int, direction: int) -> float:
+        """When a piece that comes now has left the far end of the line."""
+        begins = max(time.perf_counter(), self._free_at[direction])
+        self._free_at[direction] = begins + (size / self._bytes_s if self._bytes_s else 0.0)
+        return self._free_at[direction] + ONE_WAY_S
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: int) -> None:
         """Each piece leaves its time after it came; pieces do not wait for each other."""
         pieces: deque[tuple[float, bytes]] = deque()
         news, room = asyncio.Event(), asyncio.Event()
 
         async def take() -> None:
             while data := await reader.read(65536):
-                pieces.append((time.perf_counter() + ONE_WAY_S, data))
+                pieces.append((self._due(len(data), direction), data))
                 news.set()
                 while len(pieces) > 400:
                     room.clear()
