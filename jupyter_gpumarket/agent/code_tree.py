@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 import msgspec
+import psutil
 
 from jupyter_gpumarket.agent import sync
 from jupyter_gpumarket.agent.folder import NodeFolder, write_atomically
@@ -76,7 +77,7 @@ class CodeTree:
         for path in self._seen.iterdir():
             if not path.name.isdigit():
                 continue
-            if not _lives(int(path.name)):
+            if not psutil.pid_exists(int(path.name)):
                 path.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(OSError):
@@ -186,13 +187,3 @@ def _hash(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest() if not path.is_symlink() else ""
     except OSError:
         return ""
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
