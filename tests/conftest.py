@@ -3,11 +3,12 @@
 import os
 import time
 import uuid
+from collections.abc import Generator
 
 import psutil
 import pytest
 
-from tests.pool_fixtures import pool, start_pool
+from tests.pool_fixtures import RUNNING, pool, start_pool
 
 __all__ = ["pool", "start_pool"]
 
@@ -23,6 +24,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
         items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What fails beside real processes is told with what these have said."""
+    report = yield
+    if report.failed:
+        report.sections += [(f"log {name}", text) for running in RUNNING for name, text in running.logs()]
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

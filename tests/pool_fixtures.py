@@ -27,6 +27,9 @@ from jupyter_gpumarket.marketplaces.pool import PoolMarketplace, PoolOptions
 
 ROOT = Path(__file__).parent.parent
 START_S = 30.0
+TOLD_OF_A_LOG = 6000
+# Of this test process; a test that fails tells what their processes have said.
+RUNNING: list[RunningPool] = []
 
 
 class Process:
@@ -106,6 +109,7 @@ class RunningPool:
         self.join_token = ""
         self.ca_file = ""
         self.home = folder / "home"
+        RUNNING.append(self)
 
     # setting up
 
@@ -196,6 +200,15 @@ class RunningPool:
         for process in [*self.hosts, self.registry]:
             if process is not None and process.process is not None:
                 process.stop()
+        with contextlib.suppress(ValueError):
+            RUNNING.remove(self)
+
+    def logs(self) -> Iterator[tuple[str, str]]:
+        """Name and end of each log: of the pool, the broker, the cluster processes, and what runs on the nodes."""
+        # Folders of leases go while it is looked.
+        with contextlib.suppress(OSError):
+            for file in sorted(file for file in self.folder.rglob("*.log") if _is_told(file)):
+                yield str(file.relative_to(self.folder)), file.read_text("utf-8", "replace")[-TOLD_OF_A_LOG:]
 
     # inside
 
@@ -221,6 +234,11 @@ class RunningPool:
         key = where.configuration / "pool.key"
         key.write_text(self.user_token)
         key.chmod(0o600)
+
+
+def _is_told(file: Path) -> bool:
+    """Whether it is a log of words; those of runs and maps are of messages."""
+    return file.is_file() and not file.stem.isdigit() and file.stem != "outcomes"
 
 
 @pytest.fixture
