@@ -11,12 +11,15 @@ from pathlib import Path
 
 import psutil
 
+CARDS = Path("/sys/class/net")
 
-def loopback_id() -> str:
+
+def loopback_id(cards_at: Path = CARDS) -> str:
     """The same text for processes that share a loopback, another one for all others; empty where it cannot be told.
 
     The kernel's boot and the network namespace name it. Machines that were cloned while they ran share both, so the
-    addresses of their network cards count as well.
+    addresses of their network cards count as well; not those without hardware, which come and go with containers and
+    tunnels, so that two agents that began at different times would be told apart.
     """
     try:
         namespace = os.stat("/proc/self/ns/net")
@@ -24,8 +27,9 @@ def loopback_id() -> str:
     except OSError:
         return ""
     cards = []
-    for card in sorted(Path("/sys/class/net").glob("*/address")):
+    for card in sorted(cards_at.glob("*/address")):
         with contextlib.suppress(OSError):
+            (card.parent / "device").stat()
             cards.append(f"{card.parent.name} {card.read_text('ascii').strip()}")
     told = "\n".join([boot, f"{namespace.st_dev}:{namespace.st_ino}", *cards])
     return hashlib.sha256(told.encode()).hexdigest()[:32]

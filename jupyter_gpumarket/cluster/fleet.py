@@ -23,6 +23,7 @@ from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster import dask_plan as plan
 from jupyter_gpumarket.cluster import leaving
 from jupyter_gpumarket.cluster.authority import Identity, issue, new_authority
+from jupyter_gpumarket.cluster.clashes import Clashes
 from jupyter_gpumarket.cluster.doors import Doors
 from jupyter_gpumarket.cluster.fleet_members import FleetRecord, Member, Process
 from jupyter_gpumarket.cluster.fleet_news import News, count_ways, way_views
@@ -61,7 +62,6 @@ class Fleet:
         self._retired: set[str] = set()
         self._notices: list[str] = []
         self._door: LocalDoor | None = None
-        self._ways = Ways(self.relay, taken=self._port_is_taken, changed=self._wake.set)
         self._direct = direct
         self._doors = Doors(clock=clock, files=self._files, changed=self._wake.set)
         self._staging = Staging(self._doors, self._members)
@@ -69,6 +69,8 @@ class Fleet:
         with contextlib.suppress(FileNotFoundError):
             self._record = msgspec.json.decode(self._file.read_bytes(), type=FleetRecord)
         self._processes: dict[str, Process] = {process.name: process for process in self._record.processes}
+        self._clashes = Clashes(self._members, self._processes, stop=self._stop_all, notice=self._notice)
+        self._ways = Ways(self.relay, taken=self._clashes.taken, changed=self._wake.set)
 
     # ── what others tell and ask ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -426,10 +428,6 @@ class Fleet:
                 ports[process.lease_id] = (*ports.get(process.lease_id, ()), process.port)
         return ports
 
-    def _port_is_taken(self, port: int) -> None:
-        """By somebody else, on a node that has to listen there: the process starts again on other ports."""
-        self._stop_all(lambda process: port in (process.port, process.nanny_port))
-
     def _is_reached(self, member: Member, scheduler: Process) -> bool:
         """Whether a worker that starts on the node now finds the scheduler."""
         return member.network == self._of(scheduler) or self._ways.is_open(member.network, scheduler.port)
@@ -437,7 +435,7 @@ class Fleet:
     # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _met_members(self) -> Iterator[Member]:
-        return (member for member in self._members.values() if member.is_met and not member.is_given_up)
+        return (m for m in self._members.values() if m.is_met and not m.is_given_up and not m.kept_out)
 
     def _ready_members(self) -> list[Member]:
         """Those that can be worked with: a worker without the user's own modules would die of the first task."""

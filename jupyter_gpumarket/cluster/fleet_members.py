@@ -54,6 +54,9 @@ class Member:
         self.is_given_up = False
         self.is_retiring = False
         self.retires_for_notice = False
+        # Why Dask does without this node; and how often others' processes were started anew for its sake.
+        self.kept_out = ""
+        self.restarts = 0
         self.met_s = 0.0
         self.names: set[str] = set()
         self.identity: Identity | None = None

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 class Ways:
     """The listening ports. In each network that a process is not in, one member listens for it."""
 
-    def __init__(self, relay: Relay, *, taken: Callable[[int], None], changed: Callable[[], None]) -> None:
+    def __init__(self, relay: Relay, *, taken: Callable[[Member, int], None], changed: Callable[[], None]) -> None:
         self._relay = relay
         self._taken = taken
         self._changed = changed
@@ -79,5 +79,5 @@ class Ways:
                 del self._carriers[key]
             logger.info("node %s cannot listen on port %d: %s", member.name, target.port, reason)
             if "cannot listen" in reason:
-                self._taken(target.port)
+                self._taken(member, target.port)
         self._changed()

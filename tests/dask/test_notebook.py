@@ -121,7 +121,8 @@ def test_a_client_of_the_notebook_is_refused_by_strangers_nodes(kernel: RealKern
 
 def test_it_scales_and_tells_why(kernel: RealKernel, broker: Client) -> None:
     """`scale` rents a node that joins by itself, and gives one back again; the reasons can be read."""
-    kernel.must_run("cluster.scale(3)\ncluster.wait_for_workers(3, timeout=60)")
+    own = "import jupyter_gpumarket as gm\ncluster = gm.GPUCluster(name='crew')\n"
+    kernel.must_run(f"{own}cluster.scale(3)\ncluster.wait_for_workers(3, timeout=60)")
     assert len(broker.cluster_view("crew").leases) == 3
     # The node that joined got the modules before its worker was started.
     known = "print(len(client.run(lambda: __import__('crew_tools').f(1))))"
