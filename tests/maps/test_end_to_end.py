@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -22,7 +23,7 @@ from jupyter_gpumarket.api import MapRequest, MapState, MapView
 from jupyter_gpumarket.client import Client, ClusterClient, connect
 from jupyter_gpumarket.errors import GpuMarketError
 from jupyter_gpumarket.mapfiles import PackedItem, pack
-from jupyter_gpumarket.models import LeaseRequest, LeaseState, OfferQuery
+from jupyter_gpumarket.models import LeaseRequest, LeaseState, OfferQuery, RunStatus
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook.identity import owner
 from jupyter_gpumarket.notebook.map_results import MapResults, map_folder
@@ -279,6 +280,41 @@ def machine(lab: RunningPool, number: int) -> str:
             for view in client.leases()
             if view.lease.offer and f"host-{number}" in str(view.lease.offer)
         )
+
+
+def test_a_full_disk_holds_a_map_up_and_costs_no_result(lab: RunningPool, door: Client) -> None:
+    """Doors are told why nothing goes on; once there is room all results are right, half-written ones included."""
+    code = "import time\nimport numpy as np\ntime.sleep(0.02)\nnp.full(25_000 if item < 10 else 60_000, item)"
+    cluster, view = start(door, code, 40)
+    folder = map_folder(lab.folders.state / "clusters", view.map_id)
+    pid = json.loads((folder.parent.parent / "cluster.json").read_text())["pid"]
+    log = folder / "outcomes.log"
+    unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, unlimited[1]))
+
+    def told() -> str:
+        return cluster.map_news(view.map_id, 0, 0).map.reason
+
+    try:
+        lab.wait_until(lambda: log.stat().st_size > 500_000, "some results are here")
+        limit(300_000)
+        lab.wait_until(lambda: any(p.stat().st_size == 300_000 for p in folder.glob("*.part")), "a result is cut off")
+        lab.wait_until(lambda: "make room on the disk" in told(), "doors are told")
+        # From here on a whole result finds room, and the line that tells of it does not.
+        limit(log.stat().st_size)
+        lab.wait_until(lambda: "results cannot be kept here" in told(), "doors are told of results")
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+    view = to_the_end(cluster, view)
+    found = results(lab, view).values()
+
+    assert (view.ok, view.n, view.reason) == (40, 40, "")
+    assert [(len(array), int(array.min()), int(array.max())) for array in found] == [
+        (25_000 if k < 10 else 60_000, k, k) for k in range(40)
+    ]
+    assert all(run.status is RunStatus.OK for run in (door.run_cost(s.run_id, wait_s=5).run for s in view.seats))
 
 
 def test_a_killed_cluster_process_loses_and_doubles_nothing(lab: RunningPool, door: Client, tmp_path: Path) -> None:

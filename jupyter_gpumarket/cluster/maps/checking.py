@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -74,3 +76,17 @@ def check_file(outcome: ItemOutcome, path: Path) -> None:
     if size != outcome.size or digest.hexdigest() != outcome.sha256:
         raise CodecError("the result did not arrive as it was announced: its size or SHA-256 differs")
     verify_in_child(outcome.codec, path)
+
+
+@contextlib.contextmanager
+def in_place(part: Path | None, result: Path | None) -> Iterator[None]:
+    """Have a result's file in its place while the line that tells of it is written; back where it was if that fails."""
+    if part is None or result is None:
+        yield
+        return
+    part.replace(result)
+    try:
+        yield
+    except OSError:
+        result.replace(part)
+        raise

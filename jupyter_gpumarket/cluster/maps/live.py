@@ -17,7 +17,7 @@ from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.maps import checking, outcomes
 from jupyter_gpumarket.cluster.maps.records import MapRecord
-from jupyter_gpumarket.cluster.maps.seat import Key, Seat
+from jupyter_gpumarket.cluster.maps.seat import Seat
 from jupyter_gpumarket.cluster.maps.table import Place, Report, Table, share_out
 from jupyter_gpumarket.cluster.node import Node
 from jupyter_gpumarket.cluster.runs import RunStore
@@ -38,6 +38,7 @@ PATIENCE_S = 5.0
 # So long a new process waits for what nodes of before have to tell: sharing out earlier would run things twice.
 RECALL_S = 20.0
 CHECKERS = 2
+DISK_RETRY_S = 1.0
 STATUSES = frozenset({"ok", "error", "timed_out", "died"})
 PAGE_ITEMS = 2000
 PAGE_BYTES = 4 * 1024 * 1024
@@ -79,6 +80,8 @@ class LiveMap:
             self._table.restore(outcomes.report(line))
         self._seats: dict[str, Seat] = {}
         self._seat_numbers = 0
+        # Why results cannot be kept here at present.
+        self._disk = ""
         self._checks: asyncio.Queue[tuple[Seat, mm.ItemOutcome]] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
@@ -146,11 +149,15 @@ class LiveMap:
         self._tasks = [asyncio.create_task(part) for part in parts]
 
     async def stop(self, reason: str) -> None:
-        """End the workers and keep what is there."""
-        if not self.is_running:
-            return
-        self._change(state=MapState.STOPPED, reason=reason[:500], ended_ms=self._site.clock.now_ms())
-        await self._rest(RunStatus.INTERRUPTED, reason)
+        """End the workers and keep what is there.
+
+        Raises:
+            OSError: the disk is full or failing; asked again, it does the rest.
+        """
+        if self.is_running:
+            self._change(state=MapState.STOPPED, reason=reason[:500], ended_ms=self._site.clock.now_ms())
+        if self._tasks:
+            await self._rest()
 
     def resume(self) -> None:
         """Go on with a stopped map, in a new round."""
@@ -234,34 +241,48 @@ class LiveMap:
         """Results that are checked in a process of their own."""
         while True:
             seat, outcome = await self._checks.get()
-            part = seat.part((outcome.index, outcome.attempt))
             try:
-                await asyncio.to_thread(checking.check_file, outcome, part)
-            except CodecError as error:
-                self._record(seat, checking.refused(outcome, error))
+                await self._take(seat, outcome)
             except OSError as error:
-                logger.warning("map %s: a result cannot be kept: %s", self.map_id, error.strerror)
-                await asyncio.sleep(1)
+                self._cannot_keep(error)
+                await asyncio.sleep(DISK_RETRY_S)
                 self._checks.put_nowait((seat, outcome))
-                continue
-            else:
-                self._record(seat, outcome, part)
-            part.unlink(missing_ok=True)
             self._wake.set()
 
+    async def _take(self, seat: Seat, outcome: mm.ItemOutcome) -> None:
+        part = seat.part((outcome.index, outcome.attempt))
+        try:
+            await asyncio.to_thread(checking.check_file, outcome, part)
+        except CodecError as error:
+            self._record(seat, checking.refused(outcome, error))
+        else:
+            self._record(seat, outcome, None if outcome.data else part)
+        part.unlink(missing_ok=True)
+
+    def _cannot_keep(self, error: OSError) -> None:
+        told = f"results cannot be kept here: {error.strerror}; make room on the disk"
+        if told != self._disk:
+            logger.warning("map %s: %s", self.map_id, told)
+        self._disk = told
+
     def _record(self, seat: Seat, outcome: mm.ItemOutcome, part: Path | None = None) -> None:
-        """Write a try's end down, then let the table know of it. A result's file is in its place before its line."""
+        """Write a try's end down, then let the table know of it. A result's file is in its place before its line.
+
+        Raises:
+            OSError: the disk takes nothing; nothing has changed.
+        """
         report = Report(index=outcome.index, attempt=outcome.attempt, lease_id=seat.lease_id, status=outcome.status)
         if self._table.is_news(report):
             state = self._table.judge(report)
             view = None if state is None else self._item_view(seat, outcome, state)
-            if part is not None and not outcome.data and view is not None:
-                part.replace(self._folder / outcomes.result_name(view))
-            self._log.append(outcomes.line(report, view))
+            result = None if view is None else self._folder / outcomes.result_name(view)
+            with checking.in_place(part, result):
+                self._log.append(outcomes.line(report, view))
             self._table.end(report)
             seat.busy_ms += min(max(0, outcome.took_ms), 10**9)
             seat.ended += 1
         seat.unsaved.append((outcome.index, outcome.attempt))
+        self._disk = ""
         self._tell()
 
     def _item_view(self, seat: Seat, outcome: mm.ItemOutcome, state: ItemState) -> ItemView:
@@ -290,14 +311,14 @@ class LiveMap:
     # ── nodes and their shares ───────────────────────────────────────────────────────────────────────────────────────
 
     async def _work(self) -> None:
-        while self.is_running:
+        while True:
             self._wake.clear()
             try:
-                if self._step():
+                if not self.is_running or self._step():
                     await self._finish()
                     return
             except OSError as error:
-                logger.warning("map %s: %s", self.map_id, error)
+                self._cannot_keep(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
             await asyncio.sleep(GATHER_S)  # what comes together is looked at together
@@ -420,13 +441,16 @@ class LiveMap:
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _finish(self) -> None:
-        await asyncio.to_thread(self._log.sync)
-        self._change(state=MapState.DONE, ended_ms=self._site.clock.now_ms(), reason="")
-        await self._rest(RunStatus.OK, "")
+        if self.is_running:
+            await asyncio.to_thread(self._log.sync)
+            self._change(state=MapState.DONE, ended_ms=self._site.clock.now_ms(), reason="")
+        await self._rest()
 
-    async def _rest(self, status: RunStatus, reason: str) -> None:
+    async def _rest(self) -> None:
+        """What follows from an end that is on the disk; done again where it was cut short."""
+        status = RunStatus.OK if self.record.state is MapState.DONE else RunStatus.INTERRUPTED
         for seat in self._seats.values():
-            seat.leave(status, reason)
+            seat.leave(status, self.record.reason)
             self._table.let_go(seat.lease_id)
         await self._end_tasks()
         await asyncio.to_thread(self._log.sync)
@@ -450,11 +474,12 @@ class LiveMap:
         refused = [f"{seat.node.record.attach.name}: {seat.reason}" for seat in self._seats.values() if seat.reason]
         if not self._leases():
             return "; ".join(refused) or "no node is attached; the map goes on when one is"
-        return ""
+        return self._disk or next((t for seat in self._seats.values() if (t := seat.node.talk.trouble)), "")
 
     def _change(self, **fields: Any) -> None:
-        self.record = msgspec.structs.replace(self.record, **fields)
-        write_private(self._folder / "state.json", msgspec.json.encode(self.record))
+        record = msgspec.structs.replace(self.record, **fields)
+        write_private(self._folder / "state.json", msgspec.json.encode(record))
+        self.record = record
         self._wake.set()
         self._tell()
 
@@ -470,5 +495,3 @@ _REPORTS: dict[type, Callable[[LiveMap, Seat, Any], None]] = {
     mm.ResultChunk: LiveMap._on_chunk,  # noqa: SLF001
     mm.ItemOutcome: LiveMap._on_outcome,  # noqa: SLF001
 }
-
-__all__ = ["Key", "LiveMap", "Site"]

@@ -110,7 +110,8 @@ class Seat:
         here = 0 if chunk.offset == 0 else self._growing.get(key, -1)
         if chunk.offset != here or here + len(chunk.data) > most:
             return
-        with self.part(key).open("ab" if here else "wb") as file:
+        with self.part(key).open("r+b" if here else "wb") as file:
+            file.seek(here)  # not at the end: a disk that was full may have taken a part of this piece before
             file.write(chunk.data)
         self._growing[key] = here + len(chunk.data)
 
