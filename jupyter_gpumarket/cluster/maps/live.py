@@ -80,8 +80,7 @@ class LiveMap:
             self._table.restore(outcomes.report(line))
         self._seats: dict[str, Seat] = {}
         self._seat_numbers = 0
-        # Why results cannot be kept here at present.
-        self._disk = ""
+        self._trouble_here = ""
         self._checks: asyncio.Queue[tuple[Seat, mm.ItemOutcome]] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
@@ -243,8 +242,8 @@ class LiveMap:
             seat, outcome = await self._checks.get()
             try:
                 await self._take(seat, outcome)
-            except OSError as error:
-                self._cannot_keep(error)
+            except Exception as error:  # noqa: BLE001 - told and logged
+                self._held_up(error)
                 await asyncio.sleep(DISK_RETRY_S)
                 self._checks.put_nowait((seat, outcome))
             self._wake.set()
@@ -259,11 +258,14 @@ class LiveMap:
             self._record(seat, outcome, None if outcome.data else part)
         part.unlink(missing_ok=True)
 
-    def _cannot_keep(self, error: OSError) -> None:
-        told = f"results cannot be kept here: {error.strerror}; make room on the disk"
-        if told != self._disk:
-            logger.warning("map %s: %s", self.map_id, told)
-        self._disk = told
+    def _held_up(self, error: Exception) -> None:
+        """By the disk, or by an error of ours, which must not be the end of it either: it is tried again."""
+        told = f"an error in the cluster process: {error!r}"
+        if isinstance(error, OSError):
+            told = f"results cannot be kept here: {error.strerror or error}; make room on the disk"
+        if told != self._trouble_here:
+            logger.warning("map %s: %s", self.map_id, told, exc_info=None if isinstance(error, OSError) else error)
+        self._trouble_here = told
 
     def _record(self, seat: Seat, outcome: mm.ItemOutcome, part: Path | None = None) -> None:
         """Write a try's end down, then let the table know of it. A result's file is in its place before its line.
@@ -282,7 +284,7 @@ class LiveMap:
             seat.busy_ms += min(max(0, outcome.took_ms), 10**9)
             seat.ended += 1
         seat.unsaved.append((outcome.index, outcome.attempt))
-        self._disk = ""
+        self._trouble_here = ""
         self._tell()
 
     def _item_view(self, seat: Seat, outcome: mm.ItemOutcome, state: ItemState) -> ItemView:
@@ -317,8 +319,8 @@ class LiveMap:
                 if not self.is_running or self._step():
                     await self._finish()
                     return
-            except OSError as error:
-                self._cannot_keep(error)
+            except Exception as error:  # noqa: BLE001 - told and logged
+                self._held_up(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
             await asyncio.sleep(GATHER_S)  # what comes together is looked at together
@@ -474,7 +476,7 @@ class LiveMap:
         refused = [f"{seat.node.record.attach.name}: {seat.reason}" for seat in self._seats.values() if seat.reason]
         if not self._leases():
             return "; ".join(refused) or "no node is attached; the map goes on when one is"
-        return self._disk or next((t for seat in self._seats.values() if (t := seat.node.talk.trouble)), "")
+        return self._trouble_here or next((t for s in self._seats.values() if (t := s.node.talk.trouble)), "")
 
     def _change(self, **fields: Any) -> None:
         record = msgspec.structs.replace(self.record, **fields)
