@@ -115,9 +115,9 @@ class Followed:
             return f"link lost {since} ago, trying again; the node goes on; nothing is lost"
         if self.link in ("closed", "refused"):
             return f"link {self.link}: {one_line(self.link_detail)}"
-        if self.view is None or self.view.status == RunStatus.QUEUED:
-            return "starting"
-        return "running"
+        state = "starting" if self.view is None or self.view.status == RunStatus.QUEUED else "running"
+        # With the link up that is what holds the output up on this side, a full disk above all.
+        return f"{state}, but {one_line(self.link_detail)}" if self.link == "up" and self.link_detail else state
 
     def elapsed_ms(self, now_ms: int) -> int:
         """How long the cell has run so far."""
@@ -235,8 +235,10 @@ class Follower:
         watch.wait(lambda: self._pause(WAIT_S))
 
     def _interrupt(self, going: list[Followed], watch: InterruptWatch) -> None:
+        ids = ", ".join(run.run_id for run in going)
+        if watch.is_kernels_end():
+            raise Detached(f"this kernel ends; the cell goes on, and `%gpu attach {ids}` shows it in the next one")
         if watch.count > 1:
-            ids = ", ".join(run.run_id for run in going)
             raise Detached(
                 f"detached; the node was told to stop the cell, and `%gpu attach {ids}` shows what becomes of it"
             )

@@ -312,6 +312,8 @@ class MapRunner:
                     if heard_s - seated_s > WITHOUT_NODE_S:
                         self._refuse_without_nodes(followed, news.map)
                 if watch.news():
+                    if watch.is_kernels_end():
+                        raise Detached("this kernel ends; the map goes on, and `%gpu attach` shows it in the next one")
                     if is_stopping:
                         raise Detached(f"detached; {_where_rest(followed.map_id)}")
                     is_stopping = True

@@ -252,5 +252,5 @@ def test_another_dask_on_the_node_is_told_with_the_difference_and_the_fix(minute
     assert "dask" in minute.mismatch
     assert "2031.1.0 here" in minute.mismatch
     assert "pip install dask==2031.1.0" in minute.mismatch
-    assert "42" not in minute.mismatch
+    assert "42" not in minute.mismatch.split()
     assert "Traceback" not in minute.mismatch

@@ -112,6 +112,7 @@ class Script(msgspec.Struct):
     failed_outputs: dict[str, str] = {}
     per_look: int = 100
     links: list[str] = []
+    link_detail: str = ""
     on_look: Callable[[int], None] | None = None
     until_interrupted: bool = False
     spill_path: str = ""
@@ -176,7 +177,8 @@ class FakeCluster:
         is_over = len(ready) == len(script.messages) and (run_id in self.interrupts or not script.until_interrupted)
         link = script.links.pop(0) if script.links else "up"
         view = self._view(request, len(ready), is_over=is_over and link == "up")
-        return MessageBatch(messages=batch, run=view, link=link)  # type: ignore[arg-type]
+        detail = script.link_detail
+        return MessageBatch(messages=batch, run=view, link=link, link_detail=detail)  # type: ignore[arg-type]
 
     def output(self, run_id: str, name: str) -> bytes:
         return codecs.encode(self._script(self._request(run_id)).outputs[name]).data

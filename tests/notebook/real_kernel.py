@@ -71,9 +71,9 @@ class RealKernel:
         return self
 
     def restart(self) -> None:
-        """As the menu does: the process is replaced, the connection file stays."""
+        """As the menu does: an interrupt, and the wish that it ends; another process takes its place."""
         self.client.stop_channels()
-        self.manager.restart_kernel(now=True)
+        self.manager.restart_kernel()
         self._connect()
 
     def stop(self) -> None:

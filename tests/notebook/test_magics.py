@@ -461,6 +461,14 @@ def test_a_truncated_run_says_where_the_rest_is(room: Room) -> None:
     assert "10 MB shown; the rest goes to /state/run/all.txt" in room.err
 
 
+def test_what_holds_output_up_on_this_side_is_told_in_the_line(room: Room) -> None:
+    """With a full disk the cell goes on unseen: the line says why nothing comes."""
+    script(room, "go", messages=[text("x\n")] * 20, per_look=1, link_detail="make room on the disk")
+    room.must_run("%%gpu\ngo")
+
+    assert any("running, but make room on the disk" in line for line in room.lines)
+
+
 def test_a_lost_link_is_told_and_output_goes_on(room: Room) -> None:
     """While the link is down the line says so; what comes afterwards is shown once."""
     script(room, "go", messages=[text("a\n"), text("b\n")], per_look=1, links=["up", "lost", "lost", "up"])
