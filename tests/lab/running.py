@@ -29,7 +29,7 @@ from tests.server.running import ROOT, TOKEN, free_port
 BUILT = ROOT / "jupyter_gpumarket" / "labextension"
 BASE = "/hub/user/ann/"  # never the root, as behind JupyterHub
 START_S = 90.0
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OWN = ("config", "runtime", "data", "ipython", "root", "workspaces", "settings")
 
@@ -217,9 +217,14 @@ async () => {
 def open_notebook(browser: Any, lab: Lab, name: str, **options: Any) -> Any:
     """A page on a notebook whose kernel is ready, in a workspace of its own: nothing of an earlier page comes along."""
     page = open_lab(browser, lab, f"lab/workspaces/{secrets.token_hex(4)}/tree/{name}", **options)
+    until_ready(page)
+    return page
+
+
+def until_ready(page: Any) -> None:
+    """Wait until the notebook in front can run cells: what is pressed before is lost."""
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.evaluate(READY)
-    return page
 
 
 def run_all(page: Any) -> None:
@@ -229,6 +234,7 @@ def run_all(page: Any) -> None:
 
 def open_sidebar(page: Any, width_px: int | None = None) -> Any:
     """Our panel, opened as a user does, and made so wide."""
+    page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
     panel = page.locator("#gm-sidebar")
     panel.wait_for(state="attached")
     if not panel.is_visible():  # as it was left, after a reload
@@ -253,8 +259,9 @@ def widen(page: Any, width_px: int) -> None:
 
 
 def command(page: Any, name: str, args: dict[str, Any] | None = None) -> Any:
-    """Run one of the application's commands, as soon as it is there."""
+    """Run one of the application's commands, as soon as it is there and no layout of before is put back any more."""
     page.wait_for_function("name => window.jupyterapp?.commands.hasCommand(name)", arg=name)
+    page.wait_for_function("window.jupyterapp.restored.then(() => true)")
     return page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args)", [name, args or {}])
 
 
