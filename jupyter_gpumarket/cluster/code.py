@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -31,8 +31,15 @@ from jupyter_gpumarket.wire.syncing import EMPTY, SHA256, CodeTaken, TakeCode, c
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 KEPT_TREES = 20
 RETRY_S = 1.0
+# So long an agent that can be reached may take to have the files in place; it writes at most 256 MiB, and waits up to
+# ten seconds for Dask's processes to take notice.
+ANSWER_S = 180.0
+# An archive that goes over more slowly is not on its way any more.
+SLOWEST_BYTES_S = 20_000
 # So long a door waits for a node that can be reached (packages may be large), and for one that cannot.
 REACHED_PATIENCE_S = 1200.0
 SILENT_PATIENCE_S = 30.0
@@ -115,6 +122,10 @@ class Code:
             writer.finish()
         return sha256
 
+    def size_of(self, archive: str) -> int:
+        """Bytes of an archive."""
+        return self._blobs.path(archive).stat().st_size
+
     def order(self, archive: str) -> TakeCode:
         """The order that goes with an archive."""
         return TakeCode(tree=self.tree, files=self.record.files, archive=archive)
@@ -177,6 +188,7 @@ class NodeCode:
         self._agent_ms = 0
         self._taking: asyncio.Future[CodeTaken] | None = None
         self._error = ""
+        self._trouble = ""
         self._note = ""
         self._wake = asyncio.Event()
         self._news = asyncio.Event()
@@ -192,6 +204,11 @@ class NodeCode:
         return self._error
 
     @property
+    def trouble(self) -> str:
+        """Why it has taken more than one try so far; empty when it has not."""
+        return self._trouble
+
+    @property
     def _has_files(self) -> bool:
         return self._code.tree == (self._there or EMPTY)
 
@@ -204,7 +221,8 @@ class NodeCode:
         state: Literal["there", "waiting", "failed"] = (
             "failed" if self._error else "there" if self.is_current else "waiting"
         )
-        return CodeNode(lease_id=self._lease_id, state=state, error=self._error[:2000], note=self._note[:500])
+        note = self._note or self._trouble
+        return CodeNode(lease_id=self._lease_id, state=state, error=self._error[:2000], note=note[:500])
 
     def hear(self, report: AgentReady | CodeTaken) -> None:
         """What the agent says of it. A new contact begins anew with what the agent has then."""
@@ -213,7 +231,7 @@ class NodeCode:
             if report.started_ms != self._agent_ms:
                 # What it had of packages may be gone with the folder of a former agent: it is looked at anew.
                 self._agent_ms, self._packages = report.started_ms, ()
-            self._error = ""
+            self._error = self._trouble = ""
             if self._taking is not None and not self._taking.done():
                 self._taking.set_exception(Unreachable("the agent was met anew"))
                 self._taking.exception()
@@ -226,7 +244,7 @@ class NodeCode:
 
     def look_again(self) -> None:
         """Something else is wanted, or the same once more."""
-        self._error = self._note = ""
+        self._error = self._trouble = self._note = ""
         self._wake.set()
 
     async def run(self) -> None:
@@ -237,7 +255,9 @@ class NodeCode:
             while self._there is not None and not self.is_current and not self._error:
                 try:
                     await self._bring()
-                except (Unreachable, TimeoutError):
+                    self._trouble = ""
+                except (Unreachable, TimeoutError) as error:
+                    self._trouble = str(error)
                     await asyncio.sleep(RETRY_S)
                 except (GpuMarketError, OSError) as error:
                     self._error = str(error)
@@ -276,11 +296,36 @@ class NodeCode:
             raise BadRequest(report.error[:1000])
 
     async def _sent(self, there: str) -> CodeTaken:
-        archive = await asyncio.to_thread(self._code.archive, there)
-        await self._bring_blob(archive)
+        archive, size = await asyncio.to_thread(self._packed, there)
+        limit_s = ANSWER_S + size / SLOWEST_BYTES_S
+        await self._within(self._bring_blob(archive), limit_s, "has not taken the archive with your modules")
         self._taking = asyncio.get_running_loop().create_future()
         self._order(self._code.order(archive))
-        return await self._taking
+        return await self._within(self._taking, ANSWER_S, "has not said whether it has your modules")
+
+    def _packed(self, there: str) -> tuple[str, int]:
+        archive = self._code.archive(there)
+        return archive, self._code.size_of(archive)
+
+    async def _within(self, work: Awaitable[T], limit_s: float, silence: str) -> T:
+        """What comes of it. Only the time counts in which the node can be reached: orders wait out an outage.
+
+        Raises:
+            Unreachable: the agent has not done it in time; says what it has not done.
+        """
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+        waited_s = 0.0
+        try:
+            while not task.done():
+                if waited_s >= limit_s:
+                    raise Unreachable(f"the agent on the node {silence} for {limit_s:.0f} s; it is asked again")
+                began_s = loop.time()
+                await asyncio.wait({task}, timeout=min(1.0, limit_s))
+                waited_s += loop.time() - began_s if self._is_reached() else 0.0
+            return task.result()
+        finally:
+            task.cancel()
 
     def _tell(self) -> None:
         self._news.set()

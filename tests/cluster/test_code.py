@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jupyter_gpumarket.api import CodeWish, PackagePin, PackageWish
+from jupyter_gpumarket.cluster import code as code_module
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.code import Code, NodeCode
 from jupyter_gpumarket.errors import BadRequest, NodeError, Unreachable
@@ -19,6 +20,7 @@ from jupyter_gpumarket.models import CodeFile
 from jupyter_gpumarket.notebook.sync import packed
 from jupyter_gpumarket.wire.messages import AgentReady
 from jupyter_gpumarket.wire.syncing import EMPTY, CodeTaken, TakeCode
+from tests.cluster.conftest import until
 
 
 class Desk:
@@ -84,11 +86,13 @@ def test_a_wish_that_cannot_be_met_is_refused(
 class StandIn:
     """A node that answers orders as a test says."""
 
-    def __init__(self, desk: Desk, answer: Callable[[TakeCode], CodeTaken]) -> None:
+    def __init__(self, desk: Desk, answer: Callable[[TakeCode], CodeTaken | None]) -> None:
         self.desk = desk
         self.orders: list[TakeCode] = []
         self.installed: list[tuple[str, ...]] = []
         self.failing: Exception | None = None
+        self.is_reached = True
+        self.lost_archives = 0
         self._answer = answer
         self.code = NodeCode(
             desk.code,
@@ -96,7 +100,7 @@ class StandIn:
             bring_blob=self._bring,
             order=self._order,
             install=self._install,
-            is_reached=lambda: True,
+            is_reached=lambda: self.is_reached,
         )
 
     def meet(self, tree: str, started_ms: int = 1) -> None:
@@ -111,10 +115,14 @@ class StandIn:
 
     async def _bring(self, sha256: str) -> None:
         assert self.desk.blobs.has(sha256)
+        if self.lost_archives:
+            self.lost_archives -= 1
+            await asyncio.Event().wait()
 
     def _order(self, order: TakeCode) -> None:
         self.orders.append(order)
-        asyncio.get_running_loop().call_soon(self.code.hear, self._answer(order))
+        if (answer := self._answer(order)) is not None:
+            asyncio.get_running_loop().call_soon(self.code.hear, answer)
 
     async def _install(self, pins: tuple[PackagePin, ...], where: tuple[str, ...]) -> None:
         failing, self.failing = self.failing, None
@@ -150,6 +158,41 @@ async def test_what_is_not_as_it_should_be_on_a_node_is_sent_whole_once(desk: De
     assert (view.state, view.error) == ("failed", "the disk is full")
     assert [desk.sent(order.archive) for order in node.orders] == [{"2"}, {"1", "2"}]
     assert not node.code.is_current
+
+
+async def test_an_agent_that_says_nothing_is_named_and_asked_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its silence counts only while it can be reached; after too much of it whoever looks is told, until it answers."""
+    monkeypatch.setattr(code_module, "ANSWER_S", 0.1)
+    monkeypatch.setattr(code_module, "RETRY_S", 0.2)
+    desk.want({"a.py": "1"})
+    node = StandIn(desk, lambda _: None)
+    node.is_reached = False
+    node.meet(EMPTY)
+    bringing = asyncio.create_task(node.code.run())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(until(lambda: node.code.trouble or len(node.orders) > 1), 0.5)
+
+    node.is_reached = True
+    await until(lambda: len(node.orders) == 2)
+    assert "has not said whether it has your modules" in node.code.view().note
+    assert node.code.view().state == "waiting"
+
+    node.code.hear(taken(node.orders[-1]))
+    await until(lambda: node.code.is_current and not node.code.trouble)
+    assert node.code.view().note == ""
+    bringing.cancel()
+
+
+async def test_an_archive_that_does_not_arrive_is_sent_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that never says that it has the archive holds nothing up for ever, either."""
+    monkeypatch.setattr(code_module, "ANSWER_S", 0.1)
+    monkeypatch.setattr(code_module, "RETRY_S", 0.01)
+    desk.want({"a.py": "1"})
+    node = StandIn(desk, taken)
+    node.lost_archives = 1
+    node.meet(EMPTY)
+    assert (await node.settle()).state == "there"
+    assert (node.lost_archives, len(node.orders)) == (0, 1)
 
 
 async def test_a_nodes_word_names_no_file_of_ours(desk: Desk) -> None:
