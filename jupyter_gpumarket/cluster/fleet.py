@@ -25,11 +25,11 @@ from jupyter_gpumarket.cluster import leaving
 from jupyter_gpumarket.cluster.authority import Identity, issue, new_authority
 from jupyter_gpumarket.cluster.clashes import Clashes
 from jupyter_gpumarket.cluster.doors import Doors
+from jupyter_gpumarket.cluster.entrance import Entrance
 from jupyter_gpumarket.cluster.fleet_members import FleetRecord, Member, Process
 from jupyter_gpumarket.cluster.fleet_news import News, count_ways, way_views
-from jupyter_gpumarket.cluster.local_door import LocalDoor
 from jupyter_gpumarket.cluster.node import Node
-from jupyter_gpumarket.cluster.relay import STREAM_MESSAGES, Relay, Target
+from jupyter_gpumarket.cluster.relay import STREAM_MESSAGES, Relay
 from jupyter_gpumarket.cluster.staging import Staging
 from jupyter_gpumarket.cluster.ways import Ways
 from jupyter_gpumarket.config import write_private
@@ -61,7 +61,7 @@ class Fleet:
         self._news = News()
         self._retired: set[str] = set()
         self._notices: list[str] = []
-        self._door: LocalDoor | None = None
+        self._entrance = Entrance(folder, self.relay)
         self._direct = direct
         self._doors = Doors(clock=clock, files=self._files, changed=self._wake.set)
         self._staging = Staging(self._doors, self._members)
@@ -121,26 +121,13 @@ class Fleet:
         """A way for a client of the user's own to the scheduler (and its dashboard), on this machine's loopback.
 
         Raises:
-            BadRequest: no scheduler runs.
+            BadRequest: no scheduler runs, or no port on this machine can be had.
         """
         scheduler = self._scheduler()
         if scheduler is None or scheduler.state != "running" or self._record.wish is None:
             raise BadRequest("no Dask scheduler runs on this cluster now")
-        authority = self._authority()
-        folder = self._file.parent
-        if self._door is None:
-            self._door = LocalDoor(self.relay)
-        identity = issue(authority, "door", self._now())
-        files = plan.Files(authority=authority.certificate, own=identity).named()
-        for name, content in files.items():
-            write_private(folder / f"door-{name}", content)
-        port = await self._door.port_to(Target(lease_id=scheduler.lease_id, port=scheduler.port))
-        dashboard = ""
-        if self._record.wish.dashboard:
-            way = await self._door.port_to(Target(lease_id=scheduler.lease_id, port=scheduler.nanny_port))
-            dashboard = f"http://{plan.LOOPBACK}:{way}/status"
-        paths = {name.removesuffix(".pem"): str(folder / f"door-{name}") for name in files}
-        return DaskAccess(address=f"tls://{plan.LOOPBACK}:{port}", dashboard=dashboard, **paths)
+        has_dashboard = self._record.wish.dashboard
+        return await self._entrance.open(scheduler, self._authority(), self._now(), has_dashboard=has_dashboard)
 
     def view(self) -> DaskView:
         """How it is."""
@@ -179,8 +166,7 @@ class Fleet:
     def close(self) -> None:
         """Let go; agents and what they run go on."""
         self._ways.close()
-        if self._door is not None:
-            self._door.close()
+        self._entrance.close()
         self.relay.close()
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
