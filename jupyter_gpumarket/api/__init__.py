@@ -25,6 +25,7 @@ from jupyter_gpumarket.api.columns import OfferColumns
 from jupyter_gpumarket.api.dask import (
     DaskAccess,
     DaskGraph,
+    DaskLack,
     DaskProgress,
     DaskRetire,
     DaskTasks,
@@ -122,6 +123,7 @@ __all__ = [
     "CostQuery",
     "DaskAccess",
     "DaskGraph",
+    "DaskLack",
     "DaskProgress",
     "DaskRetire",
     "DaskTasks",

@@ -124,12 +124,20 @@ class DaskWayView(Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class DaskLack(Record, frozen=True, kw_only=True):
+    """A node on which a worker should run and does not, or is not heard, and why. It may hold a node's words."""
+
+    lease_id: str
+    reason: str
+
+
 class DaskView(Record, frozen=True, kw_only=True):
     """GET /v1/dask. `head` is the lease on which the scheduler runs: cells sent there find `client`.
 
     `generation` counts schedulers: a greater one than before means that the former scheduler is lost, with its futures.
     `relayed` and `direct` count the ways between nodes to each other's workers, through the links and without them;
-    `ways` says why (of very many nodes, of some). `staged_bytes`: of inputs that nodes got from each other.
+    `ways` says why (of very many nodes, of some). `staged_bytes`: of inputs that nodes got from each other. `lacks`:
+    nodes with fewer running workers than they should have, or that are not heard.
     """
 
     state: Literal["off", "waiting", "starting", "running"]
@@ -144,4 +152,5 @@ class DaskView(Record, frozen=True, kw_only=True):
     relayed_bytes: int = 0
     staged_bytes: int = 0
     ways: tuple[DaskWayView, ...] = ()
+    lacks: tuple[DaskLack, ...] = ()
     notices: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from jupyter_gpumarket.api import DaskAccess, DaskView, DaskWish
+from jupyter_gpumarket.api import DaskAccess, DaskLack, DaskView, DaskWish
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster import dask_plan as plan
 from jupyter_gpumarket.cluster import leaving
@@ -26,6 +26,7 @@ from jupyter_gpumarket.cluster.authority import Identity, issue, new_authority
 from jupyter_gpumarket.cluster.clashes import Clashes
 from jupyter_gpumarket.cluster.doors import Doors
 from jupyter_gpumarket.cluster.entrance import Entrance
+from jupyter_gpumarket.cluster.fleet_lacks import lacks_of
 from jupyter_gpumarket.cluster.fleet_members import FleetRecord, Member, Process
 from jupyter_gpumarket.cluster.fleet_news import News, count_ways, way_views
 from jupyter_gpumarket.cluster.node import Node
@@ -69,6 +70,8 @@ class Fleet:
         with contextlib.suppress(FileNotFoundError):
             self._record = msgspec.json.decode(self._file.read_bytes(), type=FleetRecord)
         self._processes: dict[str, Process] = {process.name: process for process in self._record.processes}
+        for process in self._processes.values():  # the clock may have begun anew since, with this machine
+            process.started_s, process.hurried_s = clock.monotonic_s(), 0.0
         self._clashes = Clashes(self._members, self._processes, stop=self._stop_all, notice=self._notice)
         self._ways = Ways(self.relay, taken=self._clashes.taken, changed=self._wake.set)
 
@@ -149,8 +152,15 @@ class Fleet:
             relayed_bytes=self.relay.relayed_bytes,
             staged_bytes=self._staging.direct_bytes,
             ways=way_views(self._doors),
+            lacks=self._lacks(scheduler),
             notices=tuple(self._notices),
         )
+
+    def _lacks(self, scheduler: Process | None) -> tuple[DaskLack, ...]:
+        if self._record.wish is None:
+            return ()
+        members, now_s = self._members.values(), self._clock.monotonic_s()
+        return lacks_of(members, self._workers(), scheduler, is_reached=self._is_reached, now_s=now_s)
 
     async def run(self) -> None:
         """Compare and mend, for ever. An error of ours in it must not be the end of it."""
@@ -160,8 +170,9 @@ class Fleet:
                 self._tend()
             except Exception:
                 logger.exception("Dask could not be tended; it is tried again")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_S)
+            with contextlib.suppress(TimeoutError):  # not `wait_for`, which may swallow that this task is cancelled
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
 
     def close(self) -> None:
         """Let go; agents and what they run go on."""
@@ -219,7 +230,7 @@ class Fleet:
         self._forget(process)
         if process.name in self._retired:
             return
-        member.note_end(process.slot, self._clock.monotonic_s(), had_run=process.state == "running")
+        member.note_end(process.slot, self._clock.monotonic_s(), reason, had_run=process.state == "running")
         logger.info("Dask process %s has ended: %s", process.name, reason)
         if process.is_scheduler:
             self._lose_head(f"the scheduler on {member.name} ended ({reason.splitlines()[0] if reason else ''})")
@@ -345,12 +356,15 @@ class Fleet:
                 self._save()
 
     def _hurry(self, process: Process) -> None:
-        """One that does not come up is ended, and another one tried."""
-        if process.state == "starting" and self._clock.monotonic_s() - process.started_s > START_PATIENCE_S:
-            member = self._members.get(process.lease_id)
-            if member is not None and member.node.link_state == "up":
-                process.started_s = self._clock.monotonic_s()
-                member.node.talk.order(wire.StopDask(name=process.name))
+        """One that does not come up is ended, and another one tried, also where the agent does not speak of it."""
+        since_s = self._clock.monotonic_s() - max(process.started_s, process.hurried_s)
+        member = self._members.get(process.lease_id)
+        if process.state != "starting" or since_s <= START_PATIENCE_S or member is None or not member.is_up:
+            return
+        member.node.talk.order(wire.StopDask(name=process.name))
+        if process.hurried_s:
+            self._ended(member, process, f"its agent has not said for {2 * START_PATIENCE_S:g} s what became of it")
+        process.hurried_s = self._clock.monotonic_s()
 
     def _new_process(self, member: Member, name: str, *, slot: int | None, gpu: int | None) -> Process:
         taken = {port for process in self._processes.values() for port in (process.port, process.nanny_port)}

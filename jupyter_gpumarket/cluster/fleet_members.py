@@ -17,7 +17,10 @@ LONGEST_WAIT_S = 30.0
 
 
 class Process(msgspec.Struct, kw_only=True):
-    """A Dask process that was ordered. `slot` is its place on the node, None for the scheduler."""
+    """A Dask process that was ordered. `slot` is its place on the node, None for the scheduler.
+
+    `hurried_s`: when its end was ordered because it did not come up in time; 0 before.
+    """
 
     name: str
     lease_id: str
@@ -31,6 +34,7 @@ class Process(msgspec.Struct, kw_only=True):
     address: str = ""
     started_s: float = 0.0
     is_unsure: bool = False
+    hurried_s: float = 0.0
 
 
 class FleetRecord(Record, frozen=True, kw_only=True):
@@ -62,6 +66,7 @@ class Member:
         self.identity: Identity | None = None
         self._silent_since_s: float | None = None
         self._not_before: dict[int | None, tuple[float, int]] = {}
+        self._ends: dict[int | None, str] = {}
 
     @property
     def lease_id(self) -> str:
@@ -129,12 +134,27 @@ class Member:
         self.is_given_up = False
         self.met_s = now_s
 
-    def note_end(self, slot: int | None, now_s: float, *, had_run: bool) -> None:
+    def note_end(self, slot: int | None, now_s: float, reason: str, *, had_run: bool) -> None:
         """A process ended: the next one starts at once, unless several did not even come up."""
+        self._ends[slot] = _in_short(reason)
         young = 0 if had_run else self._not_before.get(slot, (0.0, 0))[1] + 1
         wait_s = 0.0 if young < 3 else min(LONGEST_WAIT_S, 0.5 * 2 ** min(young - 3, 10))
         self._not_before[slot] = (now_s + wait_s, young)
 
     def may_start(self, slot: int | None, now_s: float) -> bool:
         """Whether a process may be started in this place now."""
-        return now_s >= self._not_before.get(slot, (0.0, 0))[0]
+        return self.wait_s(slot, now_s) <= 0
+
+    def wait_s(self, slot: int | None, now_s: float) -> float:
+        """How long until a process may be started in this place."""
+        return max(0.0, self._not_before.get(slot, (now_s, 0))[0] - now_s)
+
+    def last_end(self, slot: int | None) -> str:
+        """How the last process in this place ended, in a line; empty when none has. A node's word."""
+        return self._ends.get(slot, "")
+
+
+def _in_short(reason: str) -> str:
+    """The first line of a node's words, which says how it ended, and the last one, which mostly says why."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    return ": ".join(line[:200] for line in dict.fromkeys((*lines[:1], *lines[-1:])))

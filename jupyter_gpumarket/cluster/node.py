@@ -146,6 +146,11 @@ class Node:
         return self._link_state
 
     @property
+    def phase(self) -> Phase:
+        """How far it is."""
+        return self._phase
+
+    @property
     def round_trip_ms(self) -> float | None:
         """There and back over the link, where it is up."""
         return self._peer.round_trip_ms if self._peer.attached else None

@@ -17,7 +17,7 @@ from jupyter_gpumarket.errors import BadRequest, BudgetExceeded, LeaseFailed, No
 from jupyter_gpumarket.models import ENDED_STATES
 from jupyter_gpumarket.money import cost_nusd, format_usd
 from jupyter_gpumarket.notebook import renting
-from jupyter_gpumarket.notebook.cluster_display import facts_of, is_complete, progress_table
+from jupyter_gpumarket.notebook.cluster_display import facts_of, is_complete, lack_table, progress_table
 from jupyter_gpumarket.notebook.costline import CostLine, gpu_words
 from jupyter_gpumarket.notebook.estimating import estimate
 from jupyter_gpumarket.notebook.fanout import own_cluster
@@ -232,6 +232,8 @@ class ClusterCommand:
         if view.dask and view.dask.head:
             head = next((lease.name for lease in view.leases if lease.lease_id == view.dask.head), "")
             self._stage.say(f"head: {one_line(head)}: {one_line(view.dask.head_reason, 300)}")
+        if (lacks := lack_table(view)) is not None:
+            self._stage.table(lacks)
         if view.dask and view.dask.ways:
             names = {lease.lease_id: one_line(lease.name, 60) for lease in view.leases}
             ways = tuple(

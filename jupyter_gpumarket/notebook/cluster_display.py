@@ -8,12 +8,13 @@ from typing import Any
 
 from jupyter_gpumarket.api import ClusterView, DaskProgress, DaskTasks, DaskView
 from jupyter_gpumarket.cleaning.text import one_line
-from jupyter_gpumarket.models import LeaseState
+from jupyter_gpumarket.models import ENDED_STATES, LeaseState
 from jupyter_gpumarket.money import format_usd
 from jupyter_gpumarket.notebook.data import size_words
 from jupyter_gpumarket.notebook.stage import Table, as_html
 
 READY = (LeaseState.READY, LeaseState.UNREACHABLE)
+GOING = (*ENDED_STATES, LeaseState.DRAINING, LeaseState.RELEASING, LeaseState.RELEASE_UNCONFIRMED)
 UPDATE_EVERY_S = 2.0
 MAX_WORKERS = 50
 
@@ -96,6 +97,22 @@ def worker_table(dask: DaskView) -> Table | None:
     )
     headers = ("worker", "state", "threads", "assigned", "results", "memory")
     return Table(headers=headers, rows=rows, right=frozenset({2, 3, 4, 5})) if rows else None
+
+
+def lack_table(view: ClusterView) -> Table | None:
+    """Nodes on which a worker should run and does not, with the reason; None where there is none."""
+    if view.dask is None or view.dask.state == "off":
+        return None
+    names = {lease.lease_id: one_line(lease.name, 60) for lease in view.leases}
+    coming = [lease for lease in view.leases if lease.state not in READY and lease.state not in GOING]
+    told = {lease.lease_id: f"it is not ready yet: {lease.state.value}" for lease in coming}
+    told |= {lack.lease_id: lack.reason for lack in view.dask.lacks}
+    rows = tuple((names[key], one_line(reason, 500)) for key, reason in told.items() if key in names)
+    return (
+        Table(title="nodes without a worker, or not heard", headers=("node", "why"), rows=rows[:MAX_WORKERS])
+        if rows
+        else None
+    )
 
 
 def _counts(one: DaskProgress) -> tuple[str, str, str, str]:

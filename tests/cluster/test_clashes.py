@@ -47,7 +47,9 @@ class Played:
             talk=self.talk,
             record=SimpleNamespace(attach=attach, ready_ms=1),
             link_state="up",
-            code=SimpleNamespace(is_current=True),
+            link_detail="",
+            phase="ready",
+            code=SimpleNamespace(is_current=True, error="", trouble=""),
             is_leaving=False,
         )
         fleet.join(cast("Node", node))
@@ -101,5 +103,6 @@ async def test_a_node_that_refuses_every_port_leaves_the_scheduler_and_the_worke
     assert (after.generation, after.head) == (before.generation, before.head)
     assert {worker.lease_id for worker in after.workers} == {"head", "second"}
     assert "bad takes no part in Dask" in after.notices[-1]
+    assert "Dask does without it" in next(lack.reason for lack in after.lacks if lack.lease_id == "bad")
     assert bad.started == []
     assert len(head.started) + len(second.started) <= 3 + MAX_RESTARTS

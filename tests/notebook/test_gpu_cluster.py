@@ -12,13 +12,22 @@ import msgspec
 import pytest
 
 from jupyter_gpumarket import GPUCluster
-from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskProgress, DaskTasks, DaskView, DaskWorkerView
+from jupyter_gpumarket.api import (
+    Aim,
+    ClusterView,
+    ClusterWish,
+    DaskLack,
+    DaskProgress,
+    DaskTasks,
+    DaskView,
+    DaskWorkerView,
+)
 from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, BudgetExceeded, LeaseFailed, NodeError
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
 from jupyter_gpumarket.notebook.cluster_command import ClusterCommand
-from jupyter_gpumarket.notebook.cluster_display import facts_of
+from jupyter_gpumarket.notebook.cluster_display import facts_of, lack_table
 from jupyter_gpumarket.notebook.identity import in_jupyter_server
 from tests.notebook.fakes import T0, offer
 
@@ -332,3 +341,24 @@ def test_what_was_rented_is_given_back_when_its_modules_cannot_be_brought(
         with pytest.raises(NodeError):
             asyncio.run(make(**more)) if asynchronous else GPUCluster(sync=True, **more)
         assert broker.asked.count("end") == ended
+
+
+def test_why_tells_of_each_node_without_a_worker(broker: FakeBroker) -> None:
+    """By the cluster process's word, cleaned, and by the lease's state where that has none; of others nothing."""
+    dask = broker.seen.dask
+    assert dask is not None
+    booting = msgspec.structs.replace(LEASE, lease_id="lease-2", name="new-fox", state=LeaseState.BOOTING)
+    going = msgspec.structs.replace(LEASE, lease_id="lease-3", name="old-fox", state=LeaseState.RELEASING)
+    view = msgspec.structs.replace(broker.seen, leases=(LEASE, booting, going))
+    table = lack_table(view)
+    assert table is not None
+    assert table.rows == (("new-fox", "it is not ready yet: booting"),)
+
+    lacks = (DaskLack(lease_id="lease-1", reason=f"its link is down: {EVIL}"), DaskLack(lease_id="gone", reason="x"))
+    table = lack_table(msgspec.structs.replace(view, leases=(LEASE,), dask=msgspec.structs.replace(dask, lacks=lacks)))
+    assert table is not None
+    ((name, reason),) = table.rows
+    assert name == "calm-otter"
+    assert reason.startswith("its link is down: ")
+    assert "\x1b" not in reason
+    assert lack_table(broker.seen) is None
