@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -20,6 +20,7 @@ from jupyter_gpumarket.api import (
     ClusterWish,
     DaskView,
     DaskWish,
+    DaskWorkerView,
     Decision,
     JournalLine,
     LeaseView,
@@ -27,7 +28,8 @@ from jupyter_gpumarket.api import (
     OfferSearch,
 )
 from jupyter_gpumarket.api.requests import NotFound
-from jupyter_gpumarket.broker import leaving, scaling, wishes
+from jupyter_gpumarket.broker import group_journal, leaving, scaling, wishes
+from jupyter_gpumarket.broker.group_journal import DECIDED, ENDED, WISHED
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.errors import GpuMarketError, NodeError
 from jupyter_gpumarket.journal import NewEntry
@@ -35,7 +37,6 @@ from jupyter_gpumarket.models import ENDED_STATES, CellRun, Lease, LeaseGoal, Le
 
 log = logging.getLogger(__name__)
 
-WISHED, ENDED, DECIDED = "cluster.wished", "cluster.ended", "cluster.decided"
 LEAVING = ENDED_STATES | {LeaseState.DRAINING, LeaseState.RELEASING, LeaseState.RELEASE_UNCONFIRMED}
 WORKING = frozenset({LeaseState.READY, LeaseState.UNREACHABLE})
 # How the reasons begin that we give for a release.
@@ -92,13 +93,20 @@ class Group:
         self.dask: DaskView | None = None
         self.dask_told: DaskWish | None = None
         self.idle_since_s: dict[str, float] = {}
+        # Nodes whose end is decided, since when; and those of them whose Dask workers have not been asked to retire.
         self.retiring: dict[str, float] = {}
+        self.unasked: set[str] = set()
         self.grew_s: float | None = None
         self.shrank_s: float | None = None
         self.trouble = ""
         self.wait_until_s = 0.0
         self.heeded: set[str] = set()
         self.market: tuple[float, scaling.Market | None] | None = None
+
+    def to_go(self, lease_ids: Collection[str], now_s: float) -> None:
+        """The end of these nodes is decided, and in the journal."""
+        self.retiring |= dict.fromkeys(lease_ids, now_s)
+        self.unasked.update(lease_ids)
 
 
 class Groups:
@@ -113,20 +121,19 @@ class Groups:
         # As they were when the present look began: a look asks for them several times, and they are many.
         self._leases: list[Lease] = []
         self._turn = asyncio.Lock()
-        for line in store.entries(kinds={WISHED, ENDED}):
-            if line.kind == ENDED:
-                self._groups[line.subject].is_ended = True
-                continue
-            wish = msgspec.convert(line.body["wish"], ClusterWish)
-            group = self._groups.get(line.subject)
-            if group is None or group.cluster_id != line.body["cluster_id"]:
-                self._groups[line.subject] = Group(line.subject, line.body["cluster_id"], wish)
-            else:
-                group.wish = wish
-        self._leases = store.leases()
-        for group in self._groups.values():
-            # What was given back before is in the wish already.
-            group.heeded = {lease.lease_id for lease in self._all(group) if lease.goal is LeaseGoal.RELEASED}
+        for kept in group_journal.read(store.entries(kinds=group_journal.KINDS)):
+            self._groups[kept.name] = self._taken_up(kept, store.leases())
+
+    def _taken_up(self, kept: group_journal.Kept, leases: list[Lease]) -> Group:
+        group = Group(kept.name, kept.cluster_id, kept.wish)
+        group.is_ended = kept.is_ended
+        own = [lease for lease in leases if lease.request.cluster == group.cluster_id]
+        # What was given back before is in the wish already.
+        group.heeded = {lease.lease_id for lease in own if lease.goal is LeaseGoal.RELEASED}
+        # What was decided goes on: counted again, such a node would keep another one from being rented.
+        open_ = {lease.lease_id for lease in own if lease.state not in LEAVING}
+        group.to_go(kept.released & open_, self._clock.monotonic_s())
+        return group
 
     async def keep(self, name: str, wish: ClusterWish, market: Market) -> ClusterView:
         """Have a cluster of this name; another wish for a living one changes it.
@@ -232,12 +239,13 @@ class Groups:
         now_s = self._clock.monotonic_s()
         self._leases = self._store.leases()
         self._heed_releases(group)
-        nodes = [lease for lease in self._open(group) if lease.state not in LEAVING]
+        there = [lease for lease in self._open(group) if lease.state not in LEAVING]
         # Also one whose retiring ends now: it is released, and would be counted, and given back, a second time.
         retiring = set(group.retiring)
-        await self._finish_retiring(group, nodes, market, now_s)
-        nodes = [lease for lease in nodes if lease.lease_id not in retiring]
+        await self._finish_retiring(group, there, market, now_s)
+        nodes = [lease for lease in there if lease.lease_id not in retiring]
         await self._look_at_dask(group, nodes)
+        await self._let_go(group, there, market)
         going = [lease for lease in nodes if leaving.is_leaving(lease, self._clock.now_ms())]
         nodes = [lease for lease in nodes if lease not in going]
         await self._see_off(group, going, nodes, market)
@@ -248,7 +256,7 @@ class Groups:
         situation = scaling.Situation(
             aim=aim,
             nodes=tuple(self._facts(group, lease, now_s) for lease in nodes),
-            load=_load(group.dask),
+            load=scaling.load_of(group.dask),
             market=await self._market(group, market, now_s) if needs_market else None,
             past=scaling.Past(grew_s=_ago(group.grew_s, now_s), shrank_s=_ago(group.shrank_s, now_s)),
             now_ms=self._clock.now_ms(),
@@ -261,9 +269,10 @@ class Groups:
         self._remember(group, decision)
         if decision.grow:
             await self._rent(group, decision.grow, market, now_s)
-        for lease_id in decision.release:
+        if decision.release:
             group.shrank_s = now_s
-            await self._let_go(group, next(lease for lease in nodes if lease.lease_id == lease_id), market, now_s)
+            group.to_go(decision.release, now_s)
+            await self._let_go(group, there, market)
 
     def _heed_releases(self, group: Group) -> None:
         """A node that the user gave back, that idled to its end, or that used its money up, is not replaced."""
@@ -290,7 +299,7 @@ class Groups:
         self._store.append(entries)
 
     async def _rent(self, group: Group, count: int, market: Market, now_s: float) -> None:
-        lost = _lost_in_a_row(self._all(group))
+        lost = scaling.lost_in_a_row(self._all(group))
         if lost >= PATIENCE and not group.wait_until_s:
             group.wait_until_s = now_s + PAUSE_S
             self._set_back(group, f"{lost} nodes in a row did not become ready; the next try is in {PAUSE_S:g} s")
@@ -314,28 +323,32 @@ class Groups:
             await market.wish(request)
         group.grew_s, group.trouble = now_s, ""
 
-    async def _let_go(self, group: Group, lease: Lease, market: Market, now_s: float) -> None:
-        """A node that Dask uses is retired first, so that what it holds moves to others."""
-        view = group.dask
-        in_use = view is not None and any(worker.lease_id == lease.lease_id for worker in view.workers)
-        if in_use and lease.state in WORKING:
-            try:
-                await self._clusters.retire(lease, "it is given back")
-                group.retiring[lease.lease_id] = now_s
-                return
-            except NodeError as error:
-                log.info("%s is given back without being retired: %s", lease.name, error)
-        await market.release(lease.lease_id, f"{OURS}{group.name} needs it no more")
+    async def _let_go(self, group: Group, nodes: list[Lease], market: Market) -> None:
+        """Give back nodes whose end is decided; where Dask uses one, what it holds moves to others first."""
+        for lease in [lease for lease in nodes if lease.lease_id in group.unasked]:
+            is_at_work = group.wish.dask is not None and lease.state in WORKING
+            if is_at_work and group.dask is None:
+                continue  # nobody has seen yet what it holds; `_finish_retiring` does not wait for ever
+            group.unasked.discard(lease.lease_id)
+            if is_at_work and any(worker.lease_id == lease.lease_id for worker in _workers(group)):
+                try:
+                    await self._clusters.retire(lease, "it is given back")
+                    continue
+                except NodeError as error:
+                    log.info("%s is given back without being retired: %s", lease.name, error)
+            await market.release(lease.lease_id, f"{OURS}{group.name} needs it no more")
 
     async def _finish_retiring(self, group: Group, nodes: list[Lease], market: Market, now_s: float) -> None:
         there = {lease.lease_id for lease in nodes}
         for lease_id, since_s in list(group.retiring.items()):
-            workers = [w for w in (group.dask.workers if group.dask else ()) if w.lease_id == lease_id]
-            is_done = not workers or all(worker.state == "retired" for worker in workers)
             if lease_id not in there:
                 del group.retiring[lease_id]
-            elif is_done or now_s - since_s > RETIRE_PATIENCE_S:
-                del group.retiring[lease_id]
+                group.unasked.discard(lease_id)
+                continue
+            workers = [worker for worker in _workers(group) if worker.lease_id == lease_id]
+            is_done = lease_id not in group.unasked and all(worker.state == "retired" for worker in workers)
+            if is_done or now_s - since_s > RETIRE_PATIENCE_S:
+                group.unasked.discard(lease_id)
                 await market.release(lease_id, f"{OURS}{group.name} needs it no more")
 
     async def _see_off(self, group: Group, going: list[Lease], staying: list[Lease], market: Market) -> None:
@@ -369,7 +382,7 @@ class Groups:
             return group.market[1]
         found = await market.offers(OfferSearch(query=group.wish.query, limit=1))
         best = found.offers[0] if found.offers else None
-        boots = [_boot_s(lease) for lease in self._all(group) if lease.ready_ms is not None]
+        boots = [scaling.boot_s(lease) for lease in self._all(group) if lease.ready_ms is not None]
         known = None
         if best is not None:
             known = scaling.Market(
@@ -449,29 +462,8 @@ class Groups:
         return [lease for lease in self._all(group) if lease.state not in ENDED_STATES]
 
 
-def _load(view: DaskView | None) -> scaling.Load:
-    """What waits. Tasks that wait for others count with the mean time of those that are assigned."""
-    if view is None:
-        return scaling.Load()
-    tasks = view.tasks
-    each_s = tasks.occupancy_s / tasks.processing if tasks.processing else 1.0
-    waiting = tasks.waiting + tasks.queued + tasks.unrunnable
-    return scaling.Load(tasks=tasks.processing + waiting, work_s=tasks.occupancy_s + waiting * each_s)
-
-
-def _boot_s(lease: Lease) -> float:
-    began_ms = lease.phases.get(LeaseState.RENTING, lease.created_ms)
-    return max(0.0, ((lease.ready_ms or began_ms) - began_ms) / 1000)
-
-
-def _lost_in_a_row(leases: list[Lease]) -> int:
-    """How many of the last leases ended without ever having been ready."""
-    lost = 0
-    for lease in sorted(leases, key=lambda lease: -lease.created_ms):
-        if lease.state not in ENDED_STATES or lease.ready_ms is not None:
-            break
-        lost += 1
-    return lost
+def _workers(group: Group) -> tuple[DaskWorkerView, ...]:
+    return group.dask.workers if group.dask is not None else ()
 
 
 def _ago(then_s: float | None, now_s: float) -> float | None:

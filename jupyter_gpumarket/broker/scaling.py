@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from jupyter_gpumarket.api import Aim, Decision
-from jupyter_gpumarket.models import Record
+from jupyter_gpumarket.api import Aim, DaskView, Decision
+from jupyter_gpumarket.models import ENDED_STATES, Lease, LeaseState, Record
 from jupyter_gpumarket.money import format_usd
 
 # A paid quantum is used up to so long before its end.
@@ -219,3 +219,29 @@ def share_nusd(free_nusd: int, nodes: int, *, price_nusd_hour: int, max_s: int) 
     if price_nusd_hour <= 0:
         return share
     return min(share, price_nusd_hour * max_s * DEARER_PERCENT // (3600 * 100))
+
+
+def load_of(view: DaskView | None) -> Load:
+    """What waits. Tasks that wait for others count with the mean time of those that are assigned."""
+    if view is None:
+        return Load()
+    tasks = view.tasks
+    each_s = tasks.occupancy_s / tasks.processing if tasks.processing else 1.0
+    waiting = tasks.waiting + tasks.queued + tasks.unrunnable
+    return Load(tasks=tasks.processing + waiting, work_s=tasks.occupancy_s + waiting * each_s)
+
+
+def boot_s(lease: Lease) -> float:
+    """How long a lease took from the create call to a node that works."""
+    began_ms = lease.phases.get(LeaseState.RENTING, lease.created_ms)
+    return max(0.0, ((lease.ready_ms or began_ms) - began_ms) / 1000)
+
+
+def lost_in_a_row(leases: list[Lease]) -> int:
+    """How many of the last leases ended without ever having been ready."""
+    lost = 0
+    for lease in sorted(leases, key=lambda lease: -lease.created_ms):
+        if lease.state not in ENDED_STATES or lease.ready_ms is not None:
+            break
+        lost += 1
+    return lost

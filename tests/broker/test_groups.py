@@ -9,7 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, OfferList, OfferSearch
+from jupyter_gpumarket.api import (
+    Aim,
+    ClusterView,
+    ClusterWish,
+    DaskView,
+    DaskWish,
+    DaskWorkerView,
+    OfferList,
+    OfferSearch,
+)
 from jupyter_gpumarket.broker.books import Books
 from jupyter_gpumarket.broker.groups import Groups
 from jupyter_gpumarket.errors import BudgetExceeded, JournalFull, LeaseError
@@ -38,13 +47,19 @@ class World:
     """A journal, the clusters that are kept in it, and a market where all wishes for nodes come true."""
 
     def __init__(self, folder: Path) -> None:
-        clock = StillClock(T0)
-        self.journal = Journal.open(f"sqlite:///{folder / 'journal.sqlite'}", clock)
-        books = Books(journal=self.journal, clock=clock)
-        self.groups = Groups(store=self.journal, books=books, clusters=self, clock=clock)  # type: ignore[arg-type]
+        self.clock = StillClock(T0)
+        self.journal = Journal.open(f"sqlite:///{folder / 'journal.sqlite'}", self.clock)
+        self.restart()
         self.rented = 0
+        self.seen: DaskView | None = None
+        self.retired: list[str] = []
         self.most = 99
         self.stuck = ""
+
+    def restart(self) -> None:
+        """A broker that knows the journal alone."""
+        books = Books(journal=self.journal, clock=self.clock)
+        self.groups = Groups(store=self.journal, books=books, clusters=self, clock=self.clock)  # type: ignore[arg-type]
 
     def put(self, one: Lease) -> None:
         self.journal.append([NewEntry(kind="lease.wished", subject=one.lease_id, rows=(one,))])
@@ -68,8 +83,16 @@ class World:
         assert offer is not None
         return OfferList(offers=[offer], statuses=[])
 
-    async def dask(self, one: Lease) -> None:
-        return None
+    async def start_dask(self, one: Lease, asked: DaskWish) -> None: ...
+
+    async def dask(self, one: Lease) -> DaskView | None:
+        return self.seen
+
+    async def retire(self, one: Lease, reason: str) -> None:
+        self.retired.append(one.lease_id)
+
+    async def look(self) -> None:
+        await self.groups.look(self)  # type: ignore[arg-type]
 
     async def keep(self, asked: ClusterWish) -> ClusterView:
         return await self.groups.keep("crew", asked, self)  # type: ignore[arg-type]
@@ -120,11 +143,11 @@ async def test_giving_back_a_node_that_is_about_to_leave_ends_no_other(world: Wo
     world.put(msgspec.structs.replace(view.leases[0], notice=soon))
     run = CellRun(run_id="r", lease_id=view.leases[0].lease_id, session="main", status=RunStatus.OK)
     world.journal.append([NewEntry(kind="run.x", subject="r", rows=(run,))])
-    await world.groups.look(world)  # type: ignore[arg-type]
+    await world.look()
     assert world.open() == 3
 
     await world.release(view.leases[0].lease_id, "the user gave it back")
-    await world.groups.look(world)  # type: ignore[arg-type]
+    await world.look()
     assert (world.groups.view("crew").wish.aim.minimum, world.open()) == (2, 2)
 
 
@@ -135,7 +158,7 @@ async def test_a_new_cluster_that_is_refused_is_not_kept(world: World) -> None:
         await world.keep(wish(2))
 
     world.most = 99
-    await world.groups.look(world)  # type: ignore[arg-type]
+    await world.look()
     assert (world.rented, world.open(), world.groups.has_work()) == (1, 0, False)
 
 
@@ -149,3 +172,41 @@ async def test_one_node_that_cannot_be_given_back_keeps_no_other(world: World) -
 
     world.stuck = ""
     assert (await world.groups.end("crew", world)).leases == ()  # type: ignore[arg-type]
+
+
+async def test_what_was_decided_before_a_restart_is_carried_out_after_it(world: World) -> None:
+    """A node that was to go is not counted again, nor cut off: its workers hand over, and then it is given back."""
+    first = await world.keep(wish(2, dask=DaskWish()))
+    workers = tuple(DaskWorkerView(name=one.name, lease_id=one.lease_id, state="running") for one in first.leases)
+    world.seen = DaskView(state="running", head=first.leases[0].lease_id, workers=workers)
+    await world.keep(wish(1, dask=DaskWish()))
+    going = first.leases[1].lease_id
+    assert (world.retired, world.open()) == ([going], 2)
+
+    world.restart()
+    await world.keep(wish(2, dask=DaskWish()))
+    await world.look()
+    assert (world.retired, world.open(), world.rented) == ([going, going], 3, 3), "asked again, and counted no more"
+
+    world.seen = msgspec.structs.replace(
+        world.seen, workers=(workers[0], msgspec.structs.replace(workers[1], state="retired"))
+    )
+    for _ in range(2):
+        await world.look()
+    assert {one.lease_id for one in world.groups.view("crew").leases} == {"lease-1", "lease-3"}
+
+
+async def test_a_node_that_was_to_go_before_a_restart_goes_where_nobody_can_be_asked(world: World) -> None:
+    """While Dask is not to be seen there is a time in which it is waited for, and an end of it."""
+    first = await world.keep(wish(2, dask=DaskWish()))
+    workers = tuple(DaskWorkerView(name=one.name, lease_id=one.lease_id, state="running") for one in first.leases)
+    world.seen = DaskView(state="running", head=first.leases[0].lease_id, workers=workers)
+    await world.keep(wish(1, dask=DaskWish()))
+    world.seen = None
+    world.restart()
+    await world.look()
+    assert world.open() == 2
+
+    world.clock.ms += 61_000
+    await world.look()
+    assert world.open() == 1
