@@ -27,7 +27,7 @@ from jupyter_gpumarket.models import (
 
 
 class BrokerInfo(Record, frozen=True, kw_only=True):
-    """GET /v1/health"""
+    """GET /v1/health. `troubles`: what of its journal it could not read, for people."""
 
     version: str
     api_version: int
@@ -37,6 +37,7 @@ class BrokerInfo(Record, frozen=True, kw_only=True):
     open_leases: int
     marketplaces: tuple[str, ...]
     python: str = ""
+    troubles: tuple[str, ...] = ()
 
 
 class OfferSearch(Request, frozen=True, kw_only=True):

@@ -89,6 +89,8 @@ class Group:
         self.cluster_id = cluster_id
         self.wish = wish
         self.is_ended = False
+        # Why its wish could not be read from the journal: then it is not scaled until there is another one.
+        self.unread = ""
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self.dask: DaskView | None = None
         self.dask_told: DaskWish | None = None
@@ -121,12 +123,15 @@ class Groups:
         # As they were when the present look began: a look asks for them several times, and they are many.
         self._leases: list[Lease] = []
         self._turn = asyncio.Lock()
-        for kept in group_journal.read(store.entries(kinds=group_journal.KINDS)):
-            self._groups[kept.name] = self._taken_up(kept, store.leases())
+        leases = store.leases()
+        for kept in group_journal.read(store.entries(kinds=group_journal.KINDS), leases):
+            self._groups[kept.name] = self._taken_up(kept, leases)
+        for trouble in self.troubles():
+            log.error("%s", trouble)
 
     def _taken_up(self, kept: group_journal.Kept, leases: list[Lease]) -> Group:
         group = Group(kept.name, kept.cluster_id, kept.wish)
-        group.is_ended = kept.is_ended
+        group.is_ended, group.unread = kept.is_ended, kept.unread
         own = [lease for lease in leases if lease.request.cluster == group.cluster_id]
         # What was given back before is in the wish already.
         group.heeded = {lease.lease_id for lease in own if lease.goal is LeaseGoal.RELEASED}
@@ -155,7 +160,7 @@ class Groups:
                 wish = msgspec.structs.replace(wish, cluster_id="")
             if is_new := group is None or group.is_ended:
                 group = self._groups[name] = Group(name, f"{name}-{secrets.token_hex(4)}", wish)
-            group.wish, group.wait_until_s = wish, 0.0
+            group.wish, group.wait_until_s, group.unread = wish, 0.0, ""
             body = {"cluster_id": group.cluster_id, "wish": msgspec.to_builtins(wish)}
             self._store.append([NewEntry(kind=WISHED, subject=name, body=body)])
             try:
@@ -211,7 +216,7 @@ class Groups:
             is_ended=group.is_ended,
             dask=group.dask,
             decisions=tuple(group.decisions),
-            notices=(*((group.trouble,) if group.trouble else ()), *self._leaving_words(open_)),
+            notices=(*(word for word in (group.unread, group.trouble) if word), *self._leaving_words(open_)),
         )
 
     def _leaving_words(self, leases: list[Lease]) -> list[str]:
@@ -220,7 +225,11 @@ class Groups:
 
     def has_work(self) -> bool:
         """Whether a cluster is kept that may rent by itself."""
-        return any(not group.is_ended for group in self._groups.values())
+        return any(not group.is_ended and not group.unread for group in self._groups.values())
+
+    def troubles(self) -> list[str]:
+        """What of the journal could not be read and matters still."""
+        return [group.unread for group in self._groups.values() if group.unread and not group.is_ended]
 
     async def look(self, market: Market) -> None:
         """Look at every cluster once."""
@@ -248,8 +257,9 @@ class Groups:
         await self._let_go(group, there, market)
         going = [lease for lease in nodes if leaving.is_leaving(lease, self._clock.now_ms())]
         nodes = [lease for lease in nodes if lease not in going]
-        await self._see_off(group, going, nodes, market)
-        if group.is_ended or now_s < group.wait_until_s:
+        if not group.unread:
+            await self._see_off(group, going, nodes, market)
+        if group.is_ended or group.unread or now_s < group.wait_until_s:
             return
         aim = group.wish.aim
         needs_market = len(nodes) < aim.minimum or aim.minimum < aim.maximum
@@ -286,7 +296,7 @@ class Groups:
         group.heeded |= {lease.lease_id for lease in new}
         # One that was about to leave was not counted any more, and another one may be there in its place.
         less = sum(not leaving.is_leaving(lease, self._clock.now_ms()) for lease in new)
-        if not less:
+        if not less or group.unread:
             return
         aim = group.wish.aim
         lower = msgspec.structs.replace(aim, minimum=max(0, aim.minimum - less), maximum=max(0, aim.maximum - less))

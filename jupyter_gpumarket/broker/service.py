@@ -154,6 +154,7 @@ class Service:
             open_leases=len(parts.books.open_leases()),
             marketplaces=tuple(sorted(parts.marketplaces)),
             python=sys.version.split()[0],
+            troubles=tuple(parts.groups.troubles()),
         )
 
     async def shutdown(self) -> None:

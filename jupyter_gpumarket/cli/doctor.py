@@ -64,6 +64,7 @@ def _broker_checks() -> list[Check]:
     except GpuMarketError as error:
         return [("broker", False, str(error))]
     checks: list[Check] = [("broker", True, f"version {info.version}, pid {info.pid}, {info.open_leases} open leases")]
+    checks += [("journal", False, trouble) for trouble in info.troubles]
     if settings_changed_ms(folders()) > info.started_ms:
         old = "the broker was started before the settings were changed; `jupyter gpumarket serve --stop` ends it"
         checks.append(("settings", False, f"{old} (what is rented goes on), the next call starts a new one"))

@@ -42,6 +42,8 @@ def examine(notebook: Notebook) -> Iterator[Row]:
     if not versions_agree:
         detail += f"; it is of version {info.version}: end it with `jupyter gpumarket serve --stop` and call again"
     yield "broker", OK if versions_agree else TROUBLE, detail
+    for trouble in info.troubles:
+        yield "journal", TROUBLE, one_line(trouble, 500)
     yield _clock(notebook, info.started_ms)
     yield _disk(info.state_folder)
     yield from _marketplaces(notebook)

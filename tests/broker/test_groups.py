@@ -61,6 +61,10 @@ class World:
         books = Books(journal=self.journal, clock=self.clock)
         self.groups = Groups(store=self.journal, books=books, clusters=self, clock=self.clock)  # type: ignore[arg-type]
 
+    def say_wish(self, **body: Any) -> None:
+        """What another version of the broker wrote."""
+        self.journal.append([NewEntry(kind="cluster.wished", subject="crew", body=body)])
+
     def put(self, one: Lease) -> None:
         self.journal.append([NewEntry(kind="lease.wished", subject=one.lease_id, rows=(one,))])
 
@@ -210,3 +214,58 @@ async def test_a_node_that_was_to_go_before_a_restart_goes_where_nobody_can_be_a
     world.clock.ms += 61_000
     await world.look()
     assert world.open() == 1
+
+
+async def test_a_wish_of_a_newer_version_is_kept_without_what_is_not_known(world: World) -> None:
+    """Fields that this version does not know, also deep in a wish, keep no broker from starting."""
+    view = await world.keep(wish(2, dask=DaskWish(nthreads=3)))
+    newer = msgspec.to_builtins(view.wish)
+    newer |= {"colour": "red", "aim": {**newer["aim"], "shape": 1}, "dask": {**newer["dask"], "taste": []}}
+    newer["query"] |= {"smell": 1}
+    world.say_wish(cluster_id=view.cluster_id, wish=newer)
+    world.restart()
+
+    await world.look()
+    assert world.groups.view("crew").wish == view.wish
+    assert (world.open(), world.rented, world.groups.troubles()) == (2, 2, [])
+
+
+@pytest.mark.parametrize(
+    ("body", "is_known_before"),
+    [
+        ({"cluster_id": "crew-00000001", "wish": {"aim": "many"}}, True),
+        ({"cluster_id": "crew-00000001", "wish": {"aim": "many"}}, False),
+        ({}, True),
+        ({}, False),
+    ],
+)
+async def test_a_wish_that_cannot_be_read_leaves_a_cluster_that_can_be_ended(
+    world: World, body: dict[str, Any], is_known_before: bool
+) -> None:
+    """Its nodes are shown with the trouble, none is rented or given back, and it counts again once it is said anew."""
+    if is_known_before:
+        known = msgspec.to_builtins(wish(2))
+        world.say_wish(cluster_id="crew-00000001", wish=known)
+    for number in (1, 2):
+        one = lease(f"old-{number}")
+        world.put(msgspec.structs.replace(one, request=msgspec.structs.replace(one.request, cluster="crew-00000001")))
+    world.say_wish(**body)
+    world.journal.append([NewEntry(kind="cluster.ended", subject="who?"), NewEntry(kind="cluster.decided", subject="")])
+    world.restart()
+
+    await world.release("old-2", "the user gave it back")
+    await world.look()
+    (view,) = world.groups.views()
+    assert (view.cluster_id, [one.lease_id for one in view.leases]) == ("crew-00000001", ["old-1"])
+    assert (world.rented, world.open()) == (0, 1)
+    (trouble,) = world.groups.troubles()
+    assert trouble in view.notices
+    assert "crew" in trouble
+    assert not world.groups.has_work()
+
+    world.restart()
+    await world.keep(wish(2, cluster_id="crew-00000001"))
+    assert (world.open(), world.groups.troubles()) == (2, [])
+    world.restart()
+    await world.groups.end("crew", world)  # type: ignore[arg-type]
+    assert (world.open(), world.groups.troubles()) == (0, [])

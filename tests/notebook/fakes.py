@@ -228,6 +228,8 @@ class FakeAhead:
 class FakeClient:
     """One broker with one marketplace. Leases become ready by `path`, one state per look."""
 
+    broker_troubles: tuple[str, ...] = ()
+
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.folders = Folders(Path("/nonexistent"), Path("/nonexistent"))
@@ -366,6 +368,7 @@ class FakeClient:
             started_ms=T0 - 5000,
             open_leases=len(self.views),
             marketplaces=("pool",),
+            troubles=self.broker_troubles,
         )
 
     def story(self, lease: str) -> list[JournalLine]:

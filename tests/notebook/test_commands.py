@@ -115,12 +115,14 @@ def test_a_budget_is_set_and_shown(room: Room) -> None:
 
 
 def test_doctor_names_what_is_missing(room: Room) -> None:
-    """Broker, marketplaces with their reasons, clock, settings."""
+    """Broker, what it could not read in its journal, marketplaces with their reasons, clock, settings."""
+    room.client.broker_troubles = ("what was wished for crew cannot be read",)
     room.must_run("%gpu doctor")
 
     assert "marketplace vast" in shown(room)
     assert "no key" in shown(room)
     assert "clock" in shown(room)
+    assert "wished for crew cannot be read" in shown(room)
 
 
 def test_a_nodes_log_is_cleaned(room: Room) -> None:
