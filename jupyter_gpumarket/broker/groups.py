@@ -171,10 +171,16 @@ class Groups:
                 raise
         return self.view(name)
 
-    async def end(self, name: str, market: Market) -> ClusterView:
-        """Give all its nodes back."""
+    async def end(self, name: str, market: Market, cluster_id: str = "") -> ClusterView:
+        """Give all its nodes back; with an id, only if the cluster of this name is that one.
+
+        Raises:
+            LeaseError: another cluster has the name by now.
+        """
         async with self._turn:
-            await self._end(self._known(name), market)
+            group = self._known(name)
+            wishes.check_same(name, cluster_id or group.cluster_id, group.cluster_id)
+            await self._end(group, market)
         return self.view(name)
 
     async def _end(self, group: Group, market: Market) -> None:

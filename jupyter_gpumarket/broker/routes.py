@@ -117,7 +117,7 @@ async def _keep_cluster(service: Service, call: Call) -> ClusterView:
 
 
 async def _end_cluster(service: Service, call: Call) -> ClusterView:
-    return await service.groups.end(call.parts["name"], service)
+    return await service.groups.end(call.parts["name"], service, call.query.get("cluster_id", ""))
 
 
 async def _cluster_view(service: Service, call: Call) -> ClusterView:
@@ -199,7 +199,14 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", "/v1/clusters", _clusters, list[ClusterView], "The clusters that are kept at a size"),
     _route("PUT", "/v1/clusters/{name}", _keep_cluster, ClusterView, "Have or change one", body=ClusterWish),
     _route("GET", "/v1/clusters/{name}", _cluster_view, ClusterView, "Its nodes, money, Dask, and why"),
-    _route("POST", "/v1/clusters/{name}/end", _end_cluster, ClusterView, "Give all its nodes back"),
+    _route(
+        "POST",
+        "/v1/clusters/{name}/end",
+        _end_cluster,
+        ClusterView,
+        "Give all its nodes back; with `cluster_id`, only of that cluster",
+        query=("cluster_id",),
+    ),
     _route("POST", "/v1/runs", _start_run, CellRun, "Before a cell runs: check budgets, journal", body=RunWish),
     _route(
         "GET",

@@ -15,10 +15,20 @@ def check_meant(name: str, meant: str, living: str) -> None:
     Raises:
         LeaseError: the cluster that is meant has ended, whether or not another one has its name now.
     """
-    if living and meant != living:
-        raise LeaseError(f"{name} is another cluster now than the one that is meant; look again")
-    if not living:
+    if living:
+        check_same(name, meant, living)
+    else:
         raise LeaseError(f"{name} was given back; begin another cluster to rent again")
+
+
+def check_same(name: str, meant: str, known: str) -> None:
+    """Refuse what is for another cluster than the one that has the name now.
+
+    Raises:
+        LeaseError: it is for a former one.
+    """
+    if meant != known:
+        raise LeaseError(f"{name} is another cluster now than the one that is meant; look again")
 
 
 def check(name: str, wish: ClusterWish) -> None:

@@ -184,9 +184,14 @@ class AsyncClient:
         views: list[ClusterView] = await self._call("GET", "/v1/clusters", list[ClusterView])
         return views
 
-    async def end_cluster(self, name: str) -> ClusterView:
-        """Give all nodes of a cluster back."""
-        view: ClusterView = await self._call("POST", f"/v1/clusters/{_part(name)}/end", ClusterView)
+    async def end_cluster(self, name: str, cluster_id: str = "") -> ClusterView:
+        """Give all nodes of a cluster back; with an id, only if the cluster of this name is that one.
+
+        Raises:
+            LeaseError: another cluster has the name by now.
+        """
+        query: dict[str, str | int | float] = {"cluster_id": cluster_id} if cluster_id else {}
+        view: ClusterView = await self._call("POST", f"/v1/clusters/{_part(name)}/end", ClusterView, query=query)
         return view
 
     async def start_run(self, wish: RunWish) -> CellRun:

@@ -115,8 +115,8 @@ class ClusterCommand:
             if view is not None:
                 view = self._wait_complete(line, watch, view)
         if view is None:
-            self._notebook.client.keep_cluster(name, asked)  # it may not have arrived; ended for certain it is so
-            self._release(self._notebook.client.end_cluster(name))
+            # It may not have arrived; ended for certain it is so.
+            self._release(self._notebook.client.keep_cluster(name, asked))
             raise renting.Cancelled("cancelled while renting; the nodes were given back")
         head = view.dask.head if view.dask else ""
         for lease in sorted(view.leases, key=lambda lease: lease.lease_id == head):
@@ -162,7 +162,7 @@ class ClusterCommand:
         while not is_complete(view):
             trouble = "; ".join(view.notices)
             if clock.monotonic_s() > deadline_s or (trouble and not view.leases):
-                self._notebook.client.end_cluster(view.name)
+                self._notebook.client.end_cluster(view.name, view.cluster_id)
                 raise LeaseFailed(f"{view.name} did not become whole and is given back: {one_line(trouble, 900)}")
             waited = watch.wait(lambda: self._look(view.name))  # noqa: B023
             if waited is None:
@@ -255,7 +255,7 @@ class ClusterCommand:
 
     def _release(self, view: ClusterView) -> None:
         client, clock = self._notebook.client, self._notebook.clock
-        view = client.end_cluster(view.name)
+        view = client.end_cluster(view.name, view.cluster_id)
         for lease in view.leases:
             self._notebook.forget(lease.lease_id)
         deadline_s = clock.monotonic_s() + RELEASE_PATIENCE_S

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jupyter_gpumarket.api import ClusterView
 from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.clock import in_words
 from jupyter_gpumarket.models import Lease, Record
@@ -238,3 +239,11 @@ def _warnings(work: Work, slowest: Line, *, times_s: tuple[float, float], worker
     if not (slowest.up_mbps and slowest.down_mbps):
         told.append(f"nothing is known of the line of {slowest.name}: {UNKNOWN_MBPS:g} Mbit/s was assumed")
     return tuple(told)
+
+
+def on_cluster(view: ClusterView, work: Work) -> Estimate:
+    """The estimate for a cluster as it is now."""
+    is_relayed = view.dask is not None and view.dask.relayed > 0
+    workers = max(1, sum(worker.state == "running" for worker in view.dask.workers) if view.dask else 1)
+    lines = lines_of(view.leases, is_relayed=is_relayed)
+    return estimate(work, lines, workers=workers, rate_nusd_hour=view.rate_nusd_hour, is_relayed=is_relayed)

@@ -22,7 +22,7 @@ from jupyter_gpumarket.api import Aim, ClusterView, ClusterWish, DaskAccess, Das
 from jupyter_gpumarket.cleaning.text import clean_text
 from jupyter_gpumarket.client import AsyncClient, connect_async
 from jupyter_gpumarket.client.bridge import run
-from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeaseFailed, NodeError
+from jupyter_gpumarket.errors import BadRequest, GpuMarketError, LeaseError, LeaseFailed, NodeError
 from jupyter_gpumarket.models import ENDED_STATES, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import fit
@@ -86,6 +86,8 @@ class GPUCluster(DaskFace):
         self._before: ClusterView | None = None
         self._seen: ClusterView | None = None
         self._seen_s = 0.0
+        # Another cluster may have its name, after this one has ended.
+        self._cluster_id = ""
         self._access: tuple[int, DaskAccess] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[None] | None = None
@@ -242,22 +244,13 @@ class GPUCluster(DaskFace):
             collection: a Dask array, frame or delayed; tells how many tasks, and bytes (all of them move once).
             seconds_each, spread: one task's time, and by which factor that may be off.
         """
-        view = self.view
-        is_relayed = view.dask is not None and view.dask.relayed > 0
         work = fit.Work(
             tasks=tasks if tasks is not None else fit.tasks_in(collection),
             seconds_each=seconds_each,
             spread=spread,
             moved_bytes=moved_bytes if moved_bytes is not None else fit.bytes_in(collection),
         )
-        workers = max(1, sum(w.state == "running" for w in view.dask.workers) if view.dask else 1)
-        return fit.estimate(
-            work,
-            fit.lines_of(view.leases, is_relayed=is_relayed),
-            workers=workers,
-            rate_nusd_hour=view.rate_nusd_hour,
-            is_relayed=is_relayed,
-        )
+        return fit.on_cluster(self.view, work)
 
     def sync_code(self, *paths: str, packages: bool = True, yes: bool = False) -> Any:
         """Bring your own modules to all nodes, also to those that come later, and by a plan the packages they need.
@@ -399,6 +392,7 @@ class GPUCluster(DaskFace):
 
     def _note(self, view: ClusterView) -> None:
         self._seen, self._seen_s = view, time.monotonic()
+        self._cluster_id = self._cluster_id or view.cluster_id
 
     async def _refresh(self) -> None:
         while True:
@@ -416,7 +410,7 @@ class GPUCluster(DaskFace):
         await self._look()
         assert self._seen is not None
         # It may end meanwhile, and would be rented anew.
-        wish = msgspec.structs.replace(self._seen.wish, aim=aim, cluster_id=self._seen.cluster_id)
+        wish = msgspec.structs.replace(self._seen.wish, aim=aim, cluster_id=self._cluster_id)
         self._note(await self._broker().keep_cluster(self.name, wish))
 
     async def _wait_for_workers(self, count: int, timeout_s: float | None) -> None:
@@ -461,12 +455,13 @@ class GPUCluster(DaskFace):
             self._live.stop()
         if self.shutdown_on_close:
             try:
-                self._note(await self._broker().end_cluster(self.name))
+                with contextlib.suppress(LeaseError):  # another one has its name by now: this one ended before
+                    self._note(await self._broker().end_cluster(self.name, self._cluster_id))
+                    with contextlib.suppress(TimeoutError):
+                        await self._until(lambda view: not view.leases, timeout_s, is_ending=True)
             except BaseException:
                 self._is_closed = False  # the nodes are still rented: it has to be possible to try again
                 raise
-            with contextlib.suppress(TimeoutError):
-                await self._until(lambda view: not view.leases, timeout_s, is_ending=True)
         await self._broker().aclose()
 
     async def _fetch_access(self) -> DaskAccess:

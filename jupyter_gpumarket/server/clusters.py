@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jupyter_gpumarket.api import Aim, ClusterView, MapView, Request
-from jupyter_gpumarket.errors import LeaseError
 from jupyter_gpumarket.server.fanout import ClusterNow, cluster_now
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ async def change_aim(door: Door, name: str, asked: ClusterAim) -> ClusterNow:
 
     async def ask(broker: AsyncClient) -> ClusterView:
         view = await broker.cluster_view(name)
-        _check(view, asked.cluster_id)
         wish = msgspec.structs.replace(view.wish, aim=asked.aim, cluster_id=asked.cluster_id)
         if asked.budget_nusd is not None:
             wish = msgspec.structs.replace(wish, budget_nusd=asked.budget_nusd)
@@ -70,8 +68,7 @@ async def end_cluster(door: Door, name: str, asked: ClusterEnd) -> ClusterNow:
     """
 
     async def ask(broker: AsyncClient) -> ClusterView:
-        _check(await broker.cluster_view(name), asked.cluster_id)
-        return await broker.end_cluster(name)
+        return await broker.end_cluster(name, asked.cluster_id)
 
     return cluster_now(await door.call(ask))
 
@@ -91,8 +88,3 @@ async def stop_map(door: Door, map_id: str, asked: MapStop) -> MapView:
             await process.aclose()
 
     return await door.call(ask)
-
-
-def _check(view: ClusterView, cluster_id: str) -> None:
-    if view.cluster_id != cluster_id:
-        raise LeaseError(f"{view.name} is another cluster now than the one that was shown; look again")

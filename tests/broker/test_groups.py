@@ -269,3 +269,16 @@ async def test_a_wish_that_cannot_be_read_leaves_a_cluster_that_can_be_ended(
     world.restart()
     await world.groups.end("crew", world)  # type: ignore[arg-type]
     assert (world.open(), world.groups.troubles()) == (0, [])
+
+
+async def test_the_end_that_was_meant_for_a_former_cluster_ends_no_other(world: World) -> None:
+    """Whoever names the cluster that is meant ends that one alone; it may be said again."""
+    first = await world.keep(wish(1))
+    await world.groups.end("crew", world, first.cluster_id)  # type: ignore[arg-type]
+    await world.groups.end("crew", world, first.cluster_id)  # type: ignore[arg-type]
+    second = await world.keep(wish(1))
+
+    with pytest.raises(LeaseError, match="another cluster"):
+        await world.groups.end("crew", world, first.cluster_id)  # type: ignore[arg-type]
+    assert world.open() == 1
+    assert (await world.groups.end("crew", world, second.cluster_id)).is_ended  # type: ignore[arg-type]

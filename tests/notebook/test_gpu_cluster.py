@@ -22,7 +22,14 @@ from jupyter_gpumarket.api import (
     DaskView,
     DaskWorkerView,
 )
-from jupyter_gpumarket.errors import BadRequest, BrokerUnavailable, BudgetExceeded, LeaseFailed, NodeError
+from jupyter_gpumarket.errors import (
+    BadRequest,
+    BrokerUnavailable,
+    BudgetExceeded,
+    LeaseError,
+    LeaseFailed,
+    NodeError,
+)
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook import gpu_cluster
@@ -77,7 +84,9 @@ class FakeBroker:
         self.seen = msgspec.structs.replace(self.seen, wish=wish)
         return self.seen
 
-    async def end_cluster(self, name: str) -> ClusterView:
+    async def end_cluster(self, name: str, cluster_id: str = "") -> ClusterView:
+        if cluster_id not in ("", self.seen.cluster_id):
+            raise LeaseError("another cluster")
         self.asked.append("end")
         self.seen = msgspec.structs.replace(self.seen, leases=(), is_ended=True, dask=None)
         return self.seen
@@ -248,7 +257,7 @@ async def test_nodes_that_could_not_be_given_back_can_be_given_back_again(
     """A broker that is away while a cluster is closed: the error is told, and the second try is one."""
     cluster = await GPUCluster(name="crew", asynchronous=True)
 
-    async def away(name: str) -> ClusterView:
+    async def away(*_: str) -> ClusterView:
         raise BrokerUnavailable("away")
 
     with monkeypatch.context() as patched:
@@ -362,3 +371,15 @@ def test_why_tells_of_each_node_without_a_worker(broker: FakeBroker) -> None:
     assert reason.startswith("its link is down: ")
     assert "\x1b" not in reason
     assert lack_table(broker.seen) is None
+
+
+async def test_an_object_of_a_cluster_that_has_ended_changes_no_other_of_its_name(broker: FakeBroker) -> None:
+    """Another one was begun under the name: closing ends nothing of it, and scaling means the former one."""
+    cluster = await GPUCluster(name="crew", asynchronous=True)
+    broker.seen = msgspec.structs.replace(broker.seen, cluster_id="crew-2")
+    await cluster.scale(3)
+    assert broker.meant == "crew-1"
+
+    await cluster.close()
+    assert "end" not in broker.asked
+    assert cluster.status is distributed.core.Status.closed
