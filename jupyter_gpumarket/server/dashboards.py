@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from jupyter_gpumarket import config
 from jupyter_gpumarket.api import ClusterView
@@ -47,7 +48,8 @@ class Dashboards:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._known: dict[str, tuple[float, str]] = {}
-        self._asking = asyncio.Lock()
+        # By cluster, while somebody asks: one that answers slowly holds up nobody who looks at another one.
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def find(self, name: str) -> str:
         """Host and port on this machine's loopback.
@@ -56,7 +58,8 @@ class Dashboards:
             BadRequest: there is no such cluster, or its pages are not let in; says why.
             BrokerUnavailable: nobody can be asked.
         """
-        async with self._asking:
+        asking = self._asking.setdefault(name, asyncio.Lock())
+        async with asking:
             until_s, place = self._known.get(name, (0.0, ""))
             if time.monotonic() >= until_s:
                 self._known.pop(name, None)
