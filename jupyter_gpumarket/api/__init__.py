@@ -75,7 +75,18 @@ from jupyter_gpumarket.api.facts import (
     RunStarted,
 )
 from jupyter_gpumarket.api.groups import Aim, ClusterView, ClusterWish, Decision
-from jupyter_gpumarket.api.maps import ItemState, ItemView, MapNews, MapRequest, MapState, MapView, SeatView
+from jupyter_gpumarket.api.maps import (
+    MAP_SESSION,
+    ItemState,
+    ItemView,
+    MapNews,
+    MapRequest,
+    MapState,
+    MapView,
+    SeatView,
+    map_of_run,
+    map_run_id,
+)
 from jupyter_gpumarket.api.nodes import GpuUse, NodeUse, NodeView, SetupStep
 from jupyter_gpumarket.api.offers import (
     Alert,
@@ -104,6 +115,7 @@ from jupyter_gpumarket.api.syncing import (
 
 __all__ = [
     "API_VERSION",
+    "MAP_SESSION",
     "Aim",
     "Alert",
     "AnyFact",
@@ -199,5 +211,7 @@ __all__ = [
     "SearchView",
     "SeatView",
     "SetupStep",
+    "map_of_run",
+    "map_run_id",
     "sight_of",
 ]

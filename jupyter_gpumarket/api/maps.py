@@ -8,6 +8,18 @@ from jupyter_gpumarket.api.base import Request
 from jupyter_gpumarket.api.clusters import InputRef
 from jupyter_gpumarket.models import Owner, Record
 
+MAP_SESSION = "map"
+
+
+def map_run_id(map_id: str, round_: int, lease_id: str) -> str:
+    """The cell run on which a node's part in a map is booked, in one of the map's rounds."""
+    return f"{map_id}-{round_}-{lease_id}"
+
+
+def map_of_run(run_id: str) -> str:
+    """The map of such a cell run; a map's own id has no '-' in it."""
+    return run_id.partition("-")[0]
+
 
 class ItemState(StrEnum):
     """How an item ended: OK; ERROR after all its tries; POISONED when it killed its worker each time."""

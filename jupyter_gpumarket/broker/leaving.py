@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from jupyter_gpumarket import ledger
-from jupyter_gpumarket.api import DaskView
+from jupyter_gpumarket.api import MAP_SESSION, DaskView
 from jupyter_gpumarket.clock import in_words, iso_utc
 from jupyter_gpumarket.models import ENDED_RUNS, CellRun, Lease
 
@@ -59,4 +59,4 @@ def may_go(lease: Lease, dask: DaskView | None, runs: Sequence[CellRun], now_ms:
         return False
     if any(worker.state != "retired" for worker in workers):
         return False
-    return all(run.status in ENDED_RUNS and run.session in ("map", "") for run in runs)
+    return all(run.status in ENDED_RUNS and run.session in (MAP_SESSION, "") for run in runs)

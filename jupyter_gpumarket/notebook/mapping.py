@@ -9,7 +9,7 @@ import secrets
 from typing import Any, NamedTuple
 
 from jupyter_gpumarket import codecs
-from jupyter_gpumarket.api import MapNews, MapRequest, MapState, MapView, RunWish
+from jupyter_gpumarket.api import MAP_SESSION, MapNews, MapRequest, MapState, MapView, RunWish, map_run_id
 from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import ClusterClient
 from jupyter_gpumarket.clock import in_words
@@ -272,9 +272,9 @@ class MapRunner:
                 continue
             self._notebook.client.start_run(
                 RunWish(
-                    run_id=f"{map_id}-{round_}-{lease.lease_id}",
+                    run_id=map_run_id(map_id, round_, lease.lease_id),
                     lease_id=lease.lease_id,
-                    session="map",
+                    session=MAP_SESSION,
                     owner=owner,
                     cell_id=cell_id(self._shell),
                     code_sha256=hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest(),
@@ -386,7 +386,7 @@ class MapRunner:
         return (
             f"{view.map_id} · {view.ok}/{view.count} items{f', {failed} failed' if failed else ''} · "
             f"{len(view.seats)} node{'' if len(view.seats) == 1 else 's'} · {took} · {format_usd(total)}"
-            f"{'' if is_known else ' so far'} · {view.state.value}"
+            f"{' since it was resumed' if view.round > 1 else ''}{'' if is_known else ' so far'} · {view.state.value}"
         )
 
     def _tell_differences(self, results: MapResults, view: MapView, tolerance: float) -> None:

@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from jupyter_gpumarket.api import Aim, ClusterView, DaskView, Decision, LeaseView, MapState, MapView
+from jupyter_gpumarket.api import (
+    MAP_SESSION,
+    Aim,
+    ClusterView,
+    DaskView,
+    Decision,
+    LeaseView,
+    MapState,
+    MapView,
+    RunCost,
+    map_of_run,
+)
 from jupyter_gpumarket.errors import BrokerUnavailable, GpuMarketError
 from jupyter_gpumarket.models import LeaseState, Record
 from jupyter_gpumarket.server.door import Door
@@ -51,7 +64,7 @@ class ClusterNow(Record, frozen=True, kw_only=True):
 
 
 class MapNow(Record, frozen=True, kw_only=True):
-    """A map, the lease by which its cluster process is reached, and what its nodes' parts in it have cost so far."""
+    """A map, the lease by which its cluster process is reached, and what it has cost so far, all rounds together."""
 
     lease: str
     map: MapView
@@ -201,8 +214,14 @@ def _now_ms() -> int:
 async def _with_costs(broker: AsyncClient, maps: list[MapNow]) -> list[MapNow]:
     if not maps:
         return []
-    spent = {cost.run.run_id: cost.amount_nusd for cost in await broker.runs(limit=MAX_RUNS)}
-    return [
-        MapNow(lease=one.lease, map=one.map, spent_nusd=sum(spent.get(seat.run_id, 0) for seat in one.map.seats))
-        for one in maps
-    ]
+    spent = spent_by_map(await broker.runs(limit=MAX_RUNS))
+    return [MapNow(lease=one.lease, map=one.map, spent_nusd=spent[one.map.map_id]) for one in maps]
+
+
+def spent_by_map(costs: Sequence[RunCost]) -> Counter[str]:
+    """What cell runs of maps have cost, by map: also those of nodes that left, and of rounds before it was resumed."""
+    spent: Counter[str] = Counter()
+    for cost in costs:
+        if cost.run.session == MAP_SESSION:
+            spent[map_of_run(cost.run.run_id)] += cost.amount_nusd
+    return spent

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import msgspec
 
-from jupyter_gpumarket.api import Aim, ClusterWish, MapState, MapView
+from jupyter_gpumarket.api import MAP_SESSION, Aim, ClusterWish, MapState, MapView, RunCost, map_run_id
 from jupyter_gpumarket.client import connect
-from jupyter_gpumarket.models import OfferQuery
-from jupyter_gpumarket.server.fanout import RECENT_MS, is_shown
+from jupyter_gpumarket.models import CellRun, OfferQuery, RunStatus
+from jupyter_gpumarket.server.fanout import RECENT_MS, is_shown, spent_by_map
 from tests.broker.running import until
 from tests.server.running import Server, folders_of
 
@@ -68,6 +68,23 @@ def test_a_map_is_shown_while_it_runs_and_a_while_after() -> None:
     assert is_shown(runs, now_ms=10 * RECENT_MS)
     assert is_shown(done, now_ms=RECENT_MS)
     assert not is_shown(done, now_ms=RECENT_MS + 1000)
+
+
+def test_a_map_costs_what_all_its_parts_have_cost() -> None:
+    """Also those of rounds before it was resumed and of nodes that are gone; no cell's, whatever its id begins with."""
+
+    def cost(run_id: str, amount_nusd: int, session: str = MAP_SESSION) -> RunCost:
+        run = CellRun(run_id=run_id, lease_id="a", session=session, status=RunStatus.OK)
+        return RunCost(
+            run=run, node="n", duration_ms=1, amount_nusd=amount_nusd, rate_nusd_hour=1, final=True,
+            lease_total_nusd=9, lease_boot_nusd=0, lease_idle_nusd=0,
+        )  # fmt: skip
+
+    costs = [cost(map_run_id("m1", round_, lease), 5) for round_ in (1, 2) for lease in ("lease-1", "lease-2")]
+    others = [cost("m1-2-lease-1", 100, "main"), cost(map_run_id("m10", 1, "lease-1"), 7)]
+    spent = spent_by_map([*costs, *others])
+
+    assert (spent["m1"], spent["m10"], spent["m2"]) == (20, 7, 0)
 
 
 def _clusters(door: httpx.Client) -> list[dict[str, Any]]:
