@@ -6,6 +6,8 @@ Results were checked before they were written down, and are decoded by the close
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -25,6 +27,11 @@ from jupyter_gpumarket.models import Record
 from jupyter_gpumarket.notebook.comparing import difference
 from jupyter_gpumarket.notebook.failures import remote_error
 from jupyter_gpumarket.notebook.frames import USD
+
+logger = logging.getLogger(__name__)
+
+# So many maps are looked through for one of the same cell before a new one begins.
+MAX_FORMER = 200
 
 
 class _State(Record, frozen=True, kw_only=True):
@@ -275,17 +282,30 @@ def mean_seconds(clusters: Path, code: str) -> float:
     """What an item took in the newest map that had this body and some results; 0 where none tells."""
     # Files of another version, or damaged ones: a guess that cannot be made must not keep a new map from beginning.
     with contextlib.suppress(GpuMarketError, OSError, msgspec.MsgspecError):
-        for one in all_maps(clusters):
+        for one in itertools.islice(all_maps(clusters), MAX_FORMER):
             if (seconds := one.seconds_each(code)) > 0:
                 return seconds
     return 0.0
 
 
-def all_maps(clusters: Path, cost_of: Callable[[str], int] | None = None) -> list[MapResults]:
-    """Every map whose files are still here, newest first; of one that moved between clusters the last state."""
+def all_maps(clusters: Path, cost_of: Callable[[str], int] | None = None) -> Iterator[MapResults]:
+    """Every map whose files are still here, newest first; of one that moved between clusters the last state.
+
+    Each is read when its turn comes. One that cannot be read is left out: it must not hide the others.
+    """
     folders = sorted(clusters.glob("*/maps/*/state.json"), key=lambda path: -path.stat().st_mtime_ns)
     newest = {path.parent.name: path.parent for path in reversed(folders)}
-    return [
-        MapResults(folder, cost_of)
-        for folder in sorted(newest.values(), key=lambda f: -(f / "request.json").stat().st_mtime)
-    ]
+    for folder in sorted(newest.values(), key=_began, reverse=True):
+        try:
+            found = MapResults(folder, cost_of)
+        except BadRequest as error:
+            logger.warning("%s", error)
+            continue
+        yield found
+
+
+def _began(folder: Path) -> float:
+    try:
+        return (folder / "request.json").stat().st_mtime
+    except OSError:
+        return 0.0

@@ -212,7 +212,7 @@ def get(data: Data) -> Any:
 
 def maps() -> list[MapResults]:
     """All maps whose results are still on this computer, newest first."""
-    return all_maps(config.folders().state / "clusters", _cost_of)
+    return list(all_maps(config.folders().state / "clusters", _cost_of))
 
 
 def _cost_of(run_id: str) -> int:

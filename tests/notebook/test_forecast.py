@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from jupyter_gpumarket.agent.graphs import sizes
-from jupyter_gpumarket.api import DaskGraph, DaskTasks, DaskView, DaskWorkerView, ItemState, ItemView
+from jupyter_gpumarket.api import DaskGraph, DaskTasks, DaskView, DaskWorkerView, ItemState, ItemView, MapRequest
+from jupyter_gpumarket.mapfiles import OutcomeLog
+from jupyter_gpumarket.mapfiles.outcomes import Line as OutcomeLine
 from jupyter_gpumarket.models import Lease, LeaseRequest, LeaseState, OfferQuery
+from jupyter_gpumarket.notebook import map_results
 from jupyter_gpumarket.notebook.fit import Line, Work, estimate, home_of, lines_of, path_of, shortage
 from jupyter_gpumarket.notebook.forecast import (
     GraphForecast,
@@ -20,7 +24,7 @@ from jupyter_gpumarket.notebook.forecast import (
     seen_in,
     sizes_from,
 )
-from jupyter_gpumarket.notebook.map_results import mean_seconds
+from jupyter_gpumarket.notebook.map_results import all_maps, mean_seconds
 from tests.notebook.fakes import T0, offer
 
 USD = 10**9
@@ -221,4 +225,40 @@ def test_an_earlier_map_that_cannot_be_read_keeps_no_new_one_from_beginning(tmp_
     (folder / "state.json").write_text("{}")
     assert mean_seconds(tmp_path, "x = 1") == 0.0
     (folder / "request.json").write_text("damaged")
+    assert mean_seconds(tmp_path, "x = 1") == 0.0
+
+
+def earlier_map(clusters: Path, map_id: str, code: str, began_s: float) -> None:
+    """A map of one item that took three seconds."""
+    folder = clusters / "crew-1" / "maps" / map_id
+    folder.mkdir(parents=True)
+    request = MapRequest(map_id=map_id, code=code, item_name="x", items_sha256="f" * 64, count=1)
+    (folder / "request.json").write_bytes(msgspec.json.encode(request))
+    (folder / "state.json").write_text('{"state": "done"}')
+    log = OutcomeLog(folder)
+    view = msgspec.structs.replace(item(0, 3000), index=0)
+    log.append(OutcomeLine(entry=0, attempt=1, lease_id="a", status="ok", view=view))
+    log.close()
+    os.utime(folder / "request.json", (began_s, began_s))
+
+
+def test_a_damaged_map_hides_no_other(tmp_path: Path) -> None:
+    """Maps are listed, and found to be resumed and to guess by, as far as they can be read."""
+    earlier_map(tmp_path, "map1", "x = 1", 1.0)
+    for number in (2, 3):
+        earlier_map(tmp_path, f"map{number}", "x = 2", float(number))
+    (tmp_path / "crew-1" / "maps" / "map2" / "request.json").write_text("damaged")
+
+    assert [one.map_id for one in all_maps(tmp_path)] == ["map3", "map1"]
+    assert mean_seconds(tmp_path, "x = 1") == 3.0
+
+
+def test_only_so_many_earlier_maps_are_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guess is not worth reading thousands of them each time a map begins."""
+    monkeypatch.setattr(map_results, "MAX_FORMER", 2)
+    earlier_map(tmp_path, "map1", "x = 1", 1.0)
+    for number in (2, 3):
+        earlier_map(tmp_path, f"map{number}", "x = 2", float(number))
+
+    assert mean_seconds(tmp_path, "x = 2") == 3.0
     assert mean_seconds(tmp_path, "x = 1") == 0.0
