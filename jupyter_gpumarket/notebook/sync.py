@@ -150,7 +150,7 @@ class Syncer:
         direct = shelf.of_modules(prepared.found.packages)
         pins = shelf.closure(direct)
         nodes = tuple(sorted(node.lease_id for node in cluster.code().nodes))
-        question = (key, nodes, frozenset(pins))
+        question = (key, nodes, frozenset(pins), prepared.options.yes)
         if not pins or question in self._looked:
             return
         decided = plan(direct, shelf, cluster.look_for_packages(PackageLook(packages=pins)))
@@ -159,6 +159,7 @@ class Syncer:
                 self._told.add(remark)
                 self._stage.say(one_line(remark, 300))
         if decided.install and not self._agreed(decided, yes=prepared.options.yes):
+            self._looked.add(question)
             return
         if decided.install:
             where = tuple(dict.fromkeys(entry for entry in sys.path if entry))
@@ -182,7 +183,7 @@ class Syncer:
     def _agreed(self, decided: Plan, *, yes: bool) -> bool:
         """Show the plan, and ask once for each. Without an answer nothing is installed."""
         key = tuple(f"{pin.name}=={pin.version}" for pin in decided.install)
-        if key in self._refused:
+        if key in self._refused and not yes:
             return False
         self._stage.table(decided.table())
         answer = True if yes else self._stage.ask("install them? [y/N] ")

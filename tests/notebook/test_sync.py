@@ -316,12 +316,13 @@ class Desk:
         self.answer = answer
         self.shown: list[str] = []
         self.ordered: list[PackageWish] = []
-        self.asked = 0
+        self.asked = self.looked = 0
 
     def code(self) -> CodeView:
         return CodeView(nodes=(CodeNode(lease_id="n", state="there"),))
 
     def look_for_packages(self, look: PackageLook) -> PackagesFound:
+        self.looked += 1
         there = tuple(PackageThere(lease_id="n", name=pin.name, version="", verdict="missing") for pin in look.packages)
         return PackagesFound(there=there, systems=(NodeSystem(lease_id="n", system="Linux", machine="x86_64"),))
 
@@ -346,7 +347,10 @@ class Desk:
 def test_nothing_is_installed_that_was_not_agreed_to(
     project: Path, answer: bool | None, yes: bool, installs: int
 ) -> None:
-    """The plan is shown, a no or nobody to ask installs nothing and is not asked again, `--yes` agrees."""
+    """The plan is shown, a no or nobody to ask installs nothing and is not asked again, `--yes` agrees.
+
+    Nor are the nodes: they are looked at once, until something else is needed or `--yes` is said after all.
+    """
     assert project.exists()
     desk: Any = Desk(answer)
     syncer = Syncer(lambda _lease_id: desk, desk)
@@ -355,7 +359,10 @@ def test_nothing_is_installed_that_was_not_agreed_to(
         syncer.bring(syncer.prepare(SyncOptions(yes=yes), "import msgspec"), [lease])
     assert len(desk.ordered) == installs
     assert desk.asked <= 1
+    assert desk.looked == 1
     assert "your code imports it" in desk.shown[0]
+    syncer.bring(syncer.prepare(SyncOptions(yes=True), "import msgspec"), [lease])
+    assert desk.ordered
 
 
 @pytest.mark.parametrize(
