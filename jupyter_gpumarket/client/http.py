@@ -46,7 +46,7 @@ class Conversation:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._connections = Connections(endpoint.url, endpoint.token.reveal(), connect_s=CONNECT_TIMEOUT_S)
+        self._connections = Connections(endpoint.url, endpoint.token.reveal, connect_s=CONNECT_TIMEOUT_S)
 
     async def call(
         self,

@@ -147,7 +147,7 @@ class FactQueue:
             return self._broker[1]
         if self._broker is not None:
             self._broker[1].close()
-        self._broker = (address, Connections(address.url, address.token, connect_s=CONNECT_S))
+        self._broker = (address, Connections(address.url, lambda: address.token, connect_s=CONNECT_S))
         return self._broker[1]
 
     def _take_receipt(self, upto: int) -> None:

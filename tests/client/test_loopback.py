@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ import pytest
 from jupyter_gpumarket.loopback import Connections, Lost
 
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+TOKEN = "canary-51f0"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -25,7 +27,7 @@ async def peer(talk: Conversation) -> AsyncIterator[Connections]:
             writer.close()
 
     server = await asyncio.start_server(served, "127.0.0.1", 0)
-    connections = Connections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "token", connect_s=3)
+    connections = Connections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", lambda: TOKEN, connect_s=3)
     try:
         yield connections
     finally:
@@ -99,7 +101,7 @@ async def test_silence_is_told_from_absence() -> None:
         with pytest.raises(TimeoutError):
             await connections.call("GET", "/", silence_s=0.1)
     with pytest.raises(Lost):
-        await Connections("http://127.0.0.1:9", "token", connect_s=3).call("GET", "/", silence_s=5)
+        await Connections("http://127.0.0.1:9", lambda: TOKEN, connect_s=3).call("GET", "/", silence_s=5)
 
 
 async def test_a_call_that_was_connecting_while_all_was_closed_leaves_nothing_open() -> None:
@@ -135,3 +137,43 @@ async def test_a_forked_child_takes_a_connection_of_its_own(monkeypatch: pytest.
         await connections.call("GET", "/", silence_s=5)
 
     assert len(served) == 2
+
+
+@pytest.mark.parametrize("said", [b"", b"nonsense\r\n\r\n", None])
+async def test_no_traceback_shows_the_token(said: bytes | None) -> None:
+    """Not even one that shows every variable on its way (`%xmode Verbose`), however the call fails; it is sent."""
+    heads: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        if said is None:
+            await reader.read()
+        else:
+            writer.write(said)
+
+    async with peer(talk) as connections:
+        with pytest.raises((Lost, TimeoutError)) as failed:
+            await connections.call("POST", "/v1/x", b"{}", {"Content-Type": "application/json"}, silence_s=0.2)
+
+    assert failed.tb.tb_next is not None, "the first one is this test, which has seen the token"
+    shown = traceback.TracebackException(failed.type, failed.value, failed.tb.tb_next, capture_locals=True)
+    told = "".join(shown.format())
+    assert "silence_s = 0.2" in told
+    assert TOKEN not in told
+    (head,) = heads
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "POST /v1/x HTTP/1.1"
+    assert lines.count(f"Authorization: Bearer {TOKEN}") == 1
+    assert lines[-2:] == ["", ""]
+
+
+async def test_what_is_no_token_is_not_sent() -> None:
+    """A line break in it would begin another header."""
+
+    async def talk(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with peer(talk) as connections:
+        connections._token = lambda: "a\r\nX-Other: b"
+        with pytest.raises(ValueError, match="not one line"):
+            await connections.call("GET", "/", silence_s=1)
