@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -196,7 +197,9 @@ class AsyncClusterClient:
 
     async def restart_session(self, lease_id: str, session: str = "main") -> None:
         """Kill a session's kernel and start a new one; its runs end as errors."""
-        await self._raw("POST", f"/v1/nodes/{_part(lease_id)}/sessions/{_part(session)}/restart")
+        # The call may be made a second time when its answer is lost, and must not end what was begun since.
+        path = f"/v1/nodes/{_part(lease_id)}/sessions/{_part(session)}/restart?asked={secrets.token_hex(8)}"
+        await self._raw("POST", path)
 
     async def node_log(self, lease_id: str) -> str:
         """The last lines of what the agent and set-up logged for a node. A node's words: clean before display."""

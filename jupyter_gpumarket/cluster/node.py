@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
@@ -55,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LONGEST_NOTICE_MS = 3600_000
+KEPT_RESTARTS = 100
 
 Phase = Literal["linking", "preparing", "probing", "ready", "failed", "detached"]
 LinkState = Literal["connecting", "up", "lost", "closed", "refused"]
@@ -99,6 +101,7 @@ class Node:
         self._was_attached = False
         self._last_seen_ms: int | None = None
         self._untold: list[AnyFact] = []
+        self._restarts: deque[str] = deque(maxlen=KEPT_RESTARTS)
         self._owes_back = record.ready_ms is not None
         self._conversation = ""
         self._left = ""
@@ -206,9 +209,14 @@ class Node:
             self._change(attach=msgspec.structs.replace(self.record.attach, notice=notice))
             self.farewell.plan(self.record.attach.notice)
 
-    def restart_session(self, session: str) -> bool:
-        """Pass a restart on; whether the node can hear it now (if not, it is told when it answers again)."""
-        self.talk.order(wire.RestartSession(session=session))
+    def restart_session(self, session: str, asked: str = "") -> bool:
+        """Pass a restart on; whether the node can hear it now (if not, it is told when it answers again).
+
+        `asked` names what was asked for: when it is asked once more, because the answer was lost, it is one restart.
+        """
+        if not asked or asked not in self._restarts:
+            self._restarts.append(asked)
+            self.talk.order(wire.RestartSession(session=session))
         return self._peer.attached
 
     async def detach(self, timeout_s: float) -> None:

@@ -197,10 +197,11 @@ class NoticeOfNode(Handler):
 
 
 class RestartSession(Handler):
-    """POST /v1/nodes/{lease_id}/sessions/{session}/restart"""
+    """POST /v1/nodes/{lease_id}/sessions/{session}/restart?asked=ID: the same ID again is the same restart."""
 
     def post(self, lease_id: str, session: str) -> None:
-        is_heard = self.node_named(lease_id).restart_session(session)
+        asked = self.get_query_argument("asked", "")[:100]
+        is_heard = self.node_named(lease_id).restart_session(session, asked)
         waits = "the node cannot be reached; its session is restarted when it answers again"
         self.answer({"delivered": is_heard, "message": "" if is_heard else waits}, 202)
 

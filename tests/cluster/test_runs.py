@@ -282,3 +282,15 @@ async def test_the_broker_hears_of_traffic_when_it_has_become_much_more(
 
     told = [(fact.received_bytes, fact.sent_bytes) for fact in broker.facts if isinstance(fact, NodeTraffic)]
     assert told == [(70 * 10**6, 5), (140 * 10**6, 5)]
+
+
+async def test_a_restart_that_is_asked_for_again_is_one(cluster: ClusterUnderTest, node: FakeNode) -> None:
+    """A door repeats a call whose answer was lost: what runs in the session since then must not be ended by it."""
+    await cluster.attach(str(node.path))
+    restart = "/v1/nodes/lease-1/sessions/main/restart"
+    for asked in ("?asked=1", "?asked=1", "?asked=2", ""):
+        assert (await cluster.call("POST", restart + asked)).status_code == 202
+    await cluster.submit("run-1")
+    await until(lambda: "run-1" in node.runs)
+
+    assert [order.session for order in node.orders if isinstance(order, wire.RestartSession)] == ["main"] * 3
