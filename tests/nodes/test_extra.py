@@ -52,6 +52,24 @@ def found(names: list[str]) -> dict[str, str]:
     return packages
 
 
+def test_an_installer_finds_nothing_of_one_that_failed_before_it(
+    lease: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first one left half done is neither mixed with what the next one brings nor taken for it."""
+    fake = "#!/bin/sh\nwhile [ $1 != --target ]; do shift; done; mkdir -p $2/{made} && exit {code}\n"
+    for name, made, code in (("uv", "half", 1), ("python", "whole", 0)):
+        (tmp_path / name).write_text(fake.format(made=made, code=code))
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setattr(steps, "find_tool", lambda _: str(tmp_path / "uv"))
+    target = tmp_path / "target"
+    target.mkdir(mode=0o700)
+
+    steps.install_into(str(target), {**ORDER, "python": str(tmp_path / "python"), "pins": ["tiny==1"]}, str(lease))
+
+    assert [path.name for path in target.iterdir()] == ["whole"]
+    assert target.stat().st_mode & 0o077 == 0
+
+
 def test_packages_add_up_and_new_versions_replace_old_ones(lease: Path) -> None:
     """A later package stays beside an earlier one, also in a shared namespace; a new version leaves nothing behind."""
     bring(lease, ["tiny==1"], distribution("tiny", "1", {"space/tiny.py": "1", "tiny_old.py": "1"}))

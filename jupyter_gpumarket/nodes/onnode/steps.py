@@ -326,12 +326,15 @@ def unpack(order: dict[str, Any]) -> dict[str, Any]:
     return {"python": python}
 
 
-def tried(folder: str, ways: list[list[str]], limit_s: float, failure: str) -> None:
-    """Run the first command that works; their words go to `setup.log`."""
+def tried(folder: str, ways: list[list[str]], limit_s: float, failure: str, target: str = "") -> None:
+    """Run the first command that works; their words go to `setup.log`. `target`: the folder that it finds empty."""
     said = ""
     for argv in ways:
         if not argv:
             continue
+        if target:
+            shutil.rmtree(target, ignore_errors=True)
+            os.makedirs(target, mode=0o700, exist_ok=True)
         try:
             done = subprocess.run(
                 argv,
@@ -412,7 +415,8 @@ def install_into(target: str, order: dict[str, Any], folder: str) -> None:
     by_uv = [uv, "pip", "install", "--python", python, "--no-deps", "--target", target, *pins] if uv else []
     quick = ["--disable-pip-version-check", "--no-input", "--retries", "1", "--timeout", "15"]
     by_pip = [python, "-m", "pip", "install", *quick, "--no-deps", "--target", target, *pins]
-    tried(folder, [by_uv, by_pip], order["limit_s"], "the packages could not be installed from the node's index")
+    failure = "the packages could not be installed from the node's index"
+    tried(folder, [by_uv, by_pip], order["limit_s"], failure, target)
 
 
 def take_archive(archive: str, sha256: str, target: str) -> None:
