@@ -64,7 +64,7 @@ class Fleet:
         self._notices: list[str] = []
         self._entrance = Entrance(folder, self.relay)
         self._direct = direct
-        self._doors = Doors(clock=clock, files=self._files, changed=self._wake.set)
+        self._doors = Doors(clock=clock, files=self._door_files, changed=self._wake.set)
         self._staging = Staging(self._doors, self._members)
         self._record = FleetRecord()
         with contextlib.suppress(FileNotFoundError):
@@ -130,7 +130,7 @@ class Fleet:
         if scheduler is None or scheduler.state != "running" or self._record.wish is None:
             raise BadRequest("no Dask scheduler runs on this cluster now")
         has_dashboard = self._record.wish.dashboard
-        return await self._entrance.open(scheduler, self._authority(), self._now(), has_dashboard=has_dashboard)
+        return await self._entrance.open(scheduler, self._dask_authority(), self._now(), has_dashboard=has_dashboard)
 
     def view(self) -> DaskView:
         """How it is."""
@@ -282,14 +282,8 @@ class Fleet:
     def _is_lost(self, process: Process) -> bool:
         """Whether an agent that was met has not spoken of it."""
         member = self._members.get(process.lease_id)
-        now = self._clock.monotonic_s()
-        return (
-            process.is_unsure
-            and member is not None
-            and member.is_met
-            and member.node.link_state == "up"
-            and now - member.met_s > TELL_PATIENCE_S
-        )
+        now_s = self._clock.monotonic_s()
+        return process.is_unsure and member is not None and member.has_spoken(now_s, TELL_PATIENCE_S)
 
     def _give_up_silent(self) -> None:
         now = self._clock.monotonic_s()
@@ -312,7 +306,8 @@ class Fleet:
             return
         lease_id, reason = plan.choose_head([member.candidate() for member in members])
         generation = self._record.generation + 1
-        self._change(head=lease_id, head_reason=reason, generation=generation)
+        authority = new_authority("dask", self._now())
+        self._change(head=lease_id, head_reason=reason, generation=generation, dask_authority=authority)
         self._stop_all(lambda _: True)
         self._news = News()
         member = self._members[lease_id]
@@ -323,7 +318,7 @@ class Fleet:
             process.name,
             port=process.port,
             dashboard_port=process.nanny_port,
-            files=self._files(member),
+            files=self._files(member, authority),
             wish=wish,
         )
         member.node.talk.order(order)
@@ -348,7 +343,7 @@ class Fleet:
                     nanny_port=process.nanny_port,
                     gpu=gpu,
                     cores=max(member.cores // len(slots), 1) if member.cores else 0,
-                    files=self._files(member),
+                    files=self._files(member, self._dask_authority()),
                     wish=wish,
                 )
                 member.node.talk.order(order)
@@ -456,15 +451,21 @@ class Fleet:
 
     def _authority(self) -> Identity:
         if self._record.authority is None:
-            self._change(authority=new_authority("dask", self._now()))
+            self._change(authority=new_authority("doors", self._now()))
         assert self._record.authority is not None
         return self._record.authority
 
-    def _files(self, member: Member) -> plan.Files:
-        authority = self._authority()
-        if member.identity is None:
-            member.identity = issue(authority, member.lease_id, self._now())
-        return plan.Files(authority=authority.certificate, own=member.identity)
+    def _dask_authority(self) -> Identity:
+        return self._record.dask_authority or self._authority()
+
+    def _files(self, member: Member, authority: Identity) -> plan.Files:
+        own = member.identities.get(authority.certificate)
+        if own is None:
+            own = member.identities[authority.certificate] = issue(authority, member.lease_id, self._now())
+        return plan.Files(authority=authority.certificate, own=own)
+
+    def _door_files(self, member: Member) -> plan.Files:
+        return self._files(member, self._authority())
 
     def _state(self, scheduler: Process | None) -> Literal["off", "waiting", "starting", "running"]:
         if self._record.wish is None:

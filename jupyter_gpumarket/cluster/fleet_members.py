@@ -38,10 +38,15 @@ class Process(msgspec.Struct, kw_only=True):
 
 
 class FleetRecord(Record, frozen=True, kw_only=True):
-    """dask.json. `wish` of None: no Dask is wanted. `head` is the lease of the scheduler of this generation."""
+    """dask.json. `wish` of None: no Dask is wanted. `head` is the lease of the scheduler of this generation.
+
+    `authority` is for doors. Dask has one for each generation, so that after a change of the head no certificate of a
+    node that had left before counts any more; a process of an older version had `authority` for both.
+    """
 
     wish: DaskWish | None = None
     authority: Identity | None = None
+    dask_authority: Identity | None = None
     generation: int = 0
     head: str = ""
     head_reason: str = ""
@@ -63,7 +68,8 @@ class Member:
         self.restarts = 0
         self.met_s = 0.0
         self.names: set[str] = set()
-        self.identity: Identity | None = None
+        # By the certificate of the authority that issued it.
+        self.identities: dict[bytes, Identity] = {}
         self._silent_since_s: float | None = None
         self._not_before: dict[int | None, tuple[float, int]] = {}
         self._ends: dict[int | None, str] = {}
@@ -115,6 +121,10 @@ class Member:
         self.met_s = now_s
         self.network = report.network[:64] or self.lease_id
         self._silent_since_s = None
+
+    def has_spoken(self, now_s: float, patience_s: float) -> bool:
+        """Whether it was met so long ago, and is heard, that it has said all about what it runs."""
+        return self.is_met and self.node.link_state == "up" and now_s - self.met_s > patience_s
 
     def is_silent(self, now_s: float, patience_s: float) -> bool:
         """Whether nothing was heard for so long, and it has not been given up yet."""

@@ -150,3 +150,24 @@ async def test_another_worker_is_ordered_where_the_agent_does_not_speak_of_one(p
 
     assert played.started("a")[-1].name != lost.name
     assert "its agent has not said" in played.lacks()["a"]
+
+
+async def test_each_scheduler_has_an_authority_of_its_own(played: Played, tmp_path: Path) -> None:
+    """So certificates of nodes that left before count no more; this process may be started anew without a change."""
+    await scheduled(played)
+    first, worker = played.started("a")
+    assert worker.files["ca.pem"] == first.files["ca.pem"]
+
+    played.say("a", DaskReport(name=first.name, state="ended", reason="killed"))
+    for _ in range(2):
+        await played.tend()
+    second = played.started("a")[-1]
+    assert second.role == "scheduler"
+    assert second.files["ca.pem"] != first.files["ca.pem"]
+    assert second.files["cert.pem"] != first.files["cert.pem"]
+
+    again = Played(tmp_path, "a", "b")
+    again.meet("a")
+    again.say("a", DaskReport(name=second.name, state="running", address="tls://127.0.0.1:1"))
+    await again.tend()
+    assert again.started("a")[-1].files["ca.pem"] == second.files["ca.pem"]
