@@ -276,8 +276,9 @@ class NodeCode:
             patience_s = REACHED_PATIENCE_S if self._is_reached() else SILENT_PATIENCE_S
             if loop.time() - began > patience_s:
                 break
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), 1.0)
+            with contextlib.suppress(TimeoutError):  # not `wait_for`, which may swallow that this task is cancelled
+                async with asyncio.timeout(1.0):
+                    await self._news.wait()
         return self.view()
 
     async def _bring(self) -> None:

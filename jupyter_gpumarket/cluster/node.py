@@ -438,10 +438,9 @@ class Node:
         self._steps[step.name] = step
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._hurry.wait(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):  # not `wait_for`, which may swallow that this task is cancelled
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
 
     # ── the conversation ─────────────────────────────────────────────────────────────────────────────────────────────
 

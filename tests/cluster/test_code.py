@@ -227,6 +227,19 @@ async def test_packages_are_there_before_the_node_is_used(desk: Desk) -> None:
     assert not other.code.is_current
 
 
+async def test_who_waits_can_be_cancelled_at_any_moment(desk: Desk) -> None:
+    """Also in the very moment in which there is news, but not yet what is waited for."""
+    desk.want({"a.py": "1"})
+    node = StandIn(desk, taken)
+    waiting = asyncio.create_task(node.code.settled())
+    await asyncio.sleep(0)
+    node.code._tell()
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting}, timeout=5)
+    assert waiting.cancelled()
+
+
 def test_what_cannot_be_had_is_not_wanted_any_more(desk: Desk) -> None:
     """A new package is forgotten, and of one that was there the former version is wanted again: no later node fails."""
     former = PackageWish(packages=(PackagePin(name="old", version="1"), PackagePin(name="other", version="1")))
