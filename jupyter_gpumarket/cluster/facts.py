@@ -123,7 +123,8 @@ class FactQueue:
         self._pressing.clear()
         if all(isinstance(fact, RunStarted) for fact in self._waiting):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._pressing.wait(), STARTED_WAITS_S)
+                async with asyncio.timeout(STARTED_WAITS_S):  # `wait_for` may swallow that this task is cancelled
+                    await self._pressing.wait()
 
     def close(self) -> None:
         """Close the file; what waits is sent by the next process."""

@@ -322,7 +322,8 @@ class LiveMap:
             except Exception as error:  # noqa: BLE001 - told and logged
                 self._held_up(error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):  # `wait_for` may swallow that this task is cancelled
+                    await self._wake.wait()
             await asyncio.sleep(GATHER_S)  # what comes together is looked at together
 
     def _step(self) -> bool:
