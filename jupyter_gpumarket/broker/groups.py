@@ -46,6 +46,8 @@ MAX_DECISIONS = 50
 PATIENCE = 3
 PAUSE_S = 60.0
 MARKET_EVERY_S = 30.0
+# While nodes lack: what was on offer before the last one was taken is none any more.
+LACKING_MARKET_EVERY_S = 3.0
 RETIRE_PATIENCE_S = 60.0
 DEFAULT_BOOT_S = 60.0
 
@@ -268,12 +270,14 @@ class Groups:
         if group.is_ended or group.unread or now_s < group.wait_until_s:
             return
         aim = group.wish.aim
-        needs_market = len(nodes) < aim.minimum or aim.minimum < aim.maximum
+        is_lacking = len(nodes) < aim.minimum
+        market_every_s = LACKING_MARKET_EVERY_S if is_lacking else MARKET_EVERY_S
+        needs_market = is_lacking or aim.minimum < aim.maximum
         situation = scaling.Situation(
             aim=aim,
             nodes=tuple(self._facts(group, lease, now_s) for lease in nodes),
             load=scaling.load_of(group.dask),
-            market=await self._market(group, market, now_s) if needs_market else None,
+            market=await self._market(group, market, now_s, market_every_s) if needs_market else None,
             past=scaling.Past(grew_s=_ago(group.grew_s, now_s), shrank_s=_ago(group.shrank_s, now_s)),
             now_ms=self._clock.now_ms(),
             free_nusd=self._free(group),
@@ -392,9 +396,11 @@ class Groups:
         except NodeError as error:
             log.info("the cluster %s: %s", group.name, error)
 
-    async def _market(self, group: Group, market: Market, now_s: float) -> scaling.Market | None:
+    async def _market(
+        self, group: Group, market: Market, now_s: float, every_s: float = MARKET_EVERY_S
+    ) -> scaling.Market | None:
         """The offer that would be rented next; looked up now and then."""
-        if group.market is not None and now_s - group.market[0] < MARKET_EVERY_S:
+        if group.market is not None and now_s - group.market[0] < every_s:
             return group.market[1]
         found = await market.offers(OfferSearch(query=group.wish.query, limit=1))
         best = found.offers[0] if found.offers else None

@@ -55,6 +55,7 @@ class World:
         self.retired: list[str] = []
         self.most = 99
         self.stuck = ""
+        self.is_sold_out = False
 
     def restart(self) -> None:
         """A broker that knows the journal alone."""
@@ -85,7 +86,7 @@ class World:
     async def offers(self, search: OfferSearch) -> OfferList:
         offer = lease().offer
         assert offer is not None
-        return OfferList(offers=[offer], statuses=[])
+        return OfferList(offers=[] if self.is_sold_out else [offer], statuses=[])
 
     async def start_dask(self, one: Lease, asked: DaskWish) -> None: ...
 
@@ -129,6 +130,25 @@ async def test_a_wish_for_a_cluster_that_has_ended_rents_nothing(world: World) -
         await world.keep(wish(3, cluster_id=first.cluster_id))
     assert (world.rented, world.open()) == (3, 1)
     assert world.groups.view("crew").wish == second.wish
+
+
+async def test_a_lost_node_is_not_replaced_from_a_market_that_is_sold_out(world: World) -> None:
+    """Nothing is rented only to fail, and the reason is told; as soon as there is an offer again, a node is rented."""
+    await world.keep(wish(2))
+    await world.look()
+    world.is_sold_out = True
+    lost = world.journal.lease("lease-2")
+    assert lost is not None
+    world.put(msgspec.structs.replace(lost, state=LeaseState.FAILED))
+    world.clock.ms += 5000
+    await world.look()
+    assert world.rented == 2
+    assert "no offer fits now" in world.groups.view("crew").decisions[-1].reasons
+
+    world.is_sold_out = False
+    world.clock.ms += 5000
+    await world.look()
+    assert world.rented == 3
 
 
 async def test_a_node_that_was_given_back_before_a_wish_does_not_lessen_it(world: World) -> None:
