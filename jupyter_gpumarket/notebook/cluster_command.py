@@ -24,11 +24,13 @@ from jupyter_gpumarket.notebook.fanout import own_cluster
 from jupyter_gpumarket.notebook.interrupts import InterruptWatch
 from jupyter_gpumarket.notebook.kernel import Notebook
 from jupyter_gpumarket.notebook.options import (
+    MAX_NODES,
     Wish,
     add_limit_arguments,
     add_sync_arguments,
     add_wish_arguments,
     money,
+    node_count,
     sync_options,
     wish_from,
 )
@@ -39,7 +41,6 @@ POLL_S = 0.5
 READY_PATIENCE_S = 900.0
 RELEASE_PATIENCE_S = 60.0
 WORDS = ("status", "why", "estimate", "scale", "adapt", "release")
-MAX_NODES = 1000
 MAX_WAYS = 30
 
 
@@ -76,7 +77,7 @@ class ClusterCommand:
         """
         word, *more = arguments.what or ["status"]
         if word.isdigit():
-            self._rent(_number(word), arguments)
+            self._rent(node_count(word), arguments)
         elif word == "scale":
             aim_at = _number(more[0] if more else "")
             self._aim(arguments, Aim(minimum=aim_at, maximum=aim_at))
@@ -135,9 +136,8 @@ class ClusterCommand:
         """
         offers = renting.best_offers(self._notebook, wish, limit=count).offers
         if len(offers) < count:
-            raise NoMatchingOffer(
-                f"{count} nodes are asked for, and {len(offers)} offers fit; `%gpu offers` shows them"
-            )
+            fits = "1 offer fits" if len(offers) == 1 else f"{len(offers)} offers fit"
+            raise NoMatchingOffer(f"{count} nodes are asked for, and {fits}; `%gpu offers` shows what there is")
         rate = sum(offer.price_nusd_hour for offer in offers)
         least = cost_nusd(rate, 60_000)
         if wish.budget_nusd < least:
@@ -276,7 +276,7 @@ def _deed(grow: int, released: int) -> str:
 
 def _number(text: str) -> int:
     if not text.isdigit() or int(text) > MAX_NODES:
-        raise BadRequest(f"%gpu cluster: {text!r} is not a number of nodes up to {MAX_NODES}")
+        raise BadRequest(f"%gpu cluster scale {text}: tell a number of nodes up to {MAX_NODES}, as in `scale 3`")
     return int(text)
 
 

@@ -91,7 +91,8 @@ def before_map(facts: MapFacts) -> list[str]:
     nodes = len(facts.leases)
     home = fit.home_of([fit.path_of(lease) for lease in facts.leases])
     speed = f" at {home.up_mbps:.3g} Mbit/s (measured)" if home.is_measured else ""
-    about = f"{facts.count} items on {nodes} node{'' if nodes == 1 else 's'}, {facts.slots} at once; "
+    items, on = "item" if facts.count == 1 else "items", "node" if nodes == 1 else "nodes"
+    about = f"{facts.count} {items} on {nodes} {on}, {facts.slots} at once; "
     about += f"{size_words(facts.bytes_in)} to send{speed}"
     if not facts.seconds_each:
         return [f"{about}; time and cost are told after the first results", *_shortages(facts, Seen())]

@@ -31,7 +31,7 @@ from jupyter_gpumarket.notebook.cluster_display import READY, LiveView, facts_of
 from jupyter_gpumarket.notebook.dask_face import Adapting, DaskFace
 from jupyter_gpumarket.notebook.fit import Estimate
 from jupyter_gpumarket.notebook.identity import in_jupyter_server, owner
-from jupyter_gpumarket.notebook.options import SyncOptions, said_budget
+from jupyter_gpumarket.notebook.options import SyncOptions, node_count, said_budget
 from jupyter_gpumarket.notebook.sync import bring_to, sync_paths
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class GPUCluster(DaskFace):
         self._is_said = False
         self._wish: ClusterWish | None = None
         if n is not None or not name:
-            count = 1 if n is None else n
+            count = 1 if n is None else node_count(n)
             query = OfferQuery(
                 gpu=gpu,
                 region=region,

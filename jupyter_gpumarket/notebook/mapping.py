@@ -184,7 +184,7 @@ class MapRunner:
         try:
             return list(value)
         except TypeError:
-            raise BadRequest(f"--map {expression}: a {type(value).__name__} cannot be gone through") from None
+            raise BadRequest(f"--map {expression}: one {type(value).__name__} cannot be gone through") from None
 
     def _leases_of(self, lease: Lease) -> dict[str, Lease]:
         """The open leases of the same cluster."""

@@ -15,6 +15,8 @@ from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import OfferQuery
 from jupyter_gpumarket.money import usd
 
+MAX_NODES = 1000
+
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be rented, if something has to be, and within which limits. `hours_s` is in seconds."""
@@ -356,3 +358,18 @@ def said_budget(budget: str | int | None) -> int:
     if isinstance(budget, float):
         raise BadRequest(f"budget: write {budget} as text, as in budget='{budget}', so that it is exact")
     return usd(str(budget))
+
+
+def node_count(text: str | int) -> int:
+    """How many nodes a new cluster begins with.
+
+    Raises:
+        BadRequest: no whole number, or one that no cluster can begin with.
+    """
+    count = int(text) if isinstance(text, int) or text.isdigit() else 0
+    if isinstance(text, bool) or not 1 <= count <= MAX_NODES:
+        raise BadRequest(
+            f"a cluster of {text!r} nodes: it begins with 1 to {MAX_NODES} of them, as in `%gpu cluster 4` or "
+            "gm.cluster(4, budget='10'); the scheduler runs on one of them"
+        )
+    return count

@@ -16,6 +16,7 @@ from jupyter_gpumarket.cleaning.text import one_line
 from jupyter_gpumarket.client import Client
 from jupyter_gpumarket.client import connect as _connect
 from jupyter_gpumarket.clock import in_words
+from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import ENDED_STATES, Charge, LeaseState, OfferQuery, Scope
 from jupyter_gpumarket.money import usd
 from jupyter_gpumarket.notebook.data import Data, DataStore
@@ -205,8 +206,11 @@ def get(data: Data) -> Any:
     """What a handle stands for: the object, or the file's path. The bytes are checked first.
 
     Raises:
+        BadRequest: it is no handle.
         CodecError: they are gone, or are not what they were.
     """
+    if not isinstance(data, Data):
+        raise BadRequest(f"get: takes what gm.put has given, not one {type(data).__name__}")
     return DataStore.get(data)
 
 

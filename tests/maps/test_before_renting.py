@@ -29,6 +29,7 @@ __all__ = ["room"]
         ("%%gpu --map x=items --verify lots\nx", "from 0 to 1"),
         ("%%gpu --retries 2\n1", "add --map"),
         ("%%gpu --map x=things\nx", "item 1"),
+        ("%gpu cluster 0 --budget 1", "it begins with 1 to 1000"),
     ],
 )
 def test_a_map_that_cannot_be_is_refused_with_its_reason(room: Room, cell: str, told: str) -> None:

@@ -240,6 +240,14 @@ def test_without_a_budget_nothing_is_rented(broker: FakeBroker, budget: Any, tol
     assert broker.asked == []
 
 
+@pytest.mark.parametrize("count", [0, -1, 1001, True])
+def test_a_number_of_nodes_that_no_cluster_can_begin_with_is_refused(broker: FakeBroker, count: Any) -> None:
+    """None at all would be waited for in vain: the scheduler runs on one of them."""
+    with pytest.raises(BadRequest, match="it begins with 1 to 1000"):
+        GPUCluster(count, budget="10")
+    assert broker.asked == []
+
+
 def test_too_few_workers_to_wait_for_are_refused(broker: FakeBroker) -> None:
     """As Dask's own clusters do."""
     with pytest.raises(ValueError, match="from 1 up"):

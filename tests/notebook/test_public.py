@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 import jupyter_gpumarket as gm
+from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.models import Charge, ChargeKind
 from jupyter_gpumarket.notebook import public
 from jupyter_gpumarket.notebook.frames import charges_frame, offers_frame
@@ -74,3 +75,9 @@ def test_offers_frame_keeps_price_and_order() -> None:
     frame = offers_frame([offer(price="0.35"), offer("o2", "0.000000001")])
 
     assert frame["price_usd_hour"].to_list() == [Decimal("0.35"), Decimal("0.000000001")]
+
+
+def test_what_is_no_handle_is_refused() -> None:
+    """`gm.get` of something else says what it takes."""
+    with pytest.raises(BadRequest, match=r"what gm\.put has given, not one int"):
+        public.get(3)  # type: ignore[arg-type]
