@@ -106,6 +106,18 @@ async def test_a_stream_carries_bytes_both_ways(link: NodeLink) -> None:
     assert await reader.read(1) == b""
 
 
+async def test_large_data_goes_without_empty_packets(link: NodeLink) -> None:
+    """2 MiB are the 64 packets that they fill, and a few for beginning and end: none before each of them."""
+    connection = link._connection
+    assert connection is not None
+    before = connection._send_seq
+
+    result = await link.run("wc -c", input=bytes(2 * 2**20), timeout_s=30)
+
+    assert result.stdout.split() == [b"2097152"]
+    assert 64 <= connection._send_seq - before < 100
+
+
 async def test_first_sight_is_recorded_and_pinned(sshd: Sshd) -> None:
     """Without a recorded key the one that is shown is taken, marked as first sight, and holds from then on."""
     link = sshd.link(host_key=None)
