@@ -34,17 +34,30 @@ F_SETPIPE_SZ = 1031
 
 
 class Hash:
-    """SHA-256 in a thread of its own, so that writing goes on meanwhile."""
+    """SHA-256 in a thread of its own, so that writing goes on meanwhile.
+
+    The bytes come in buffers of its own, which are used again and again: new memory for each batch costs more than
+    reading into it.
+    """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._waiting: queue.Queue[bytes | bytearray | None] = queue.Queue(WAITING_BATCHES)
+        self._waiting: queue.Queue[tuple[bytearray, int] | None] = queue.Queue()
+        # The one that was hashed last is taken first: it is still in the processor's cache.
+        self._free: queue.LifoQueue[bytearray] = queue.LifoQueue()
+        for _ in range(WAITING_BATCHES):
+            self._free.put(bytearray())
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def update(self, data: bytes | bytearray) -> None:
-        """The next bytes; they must not change any more."""
-        self._waiting.put(data)
+    def buffer(self, size: int) -> bytearray:
+        """A buffer of at least this size; it comes back by `update`. Waits while all are in use."""
+        free = self._free.get()
+        return free if len(free) >= size else bytearray(size)
+
+    def update(self, buffer: bytearray, size: int) -> None:
+        """The next bytes are the first so many of a buffer; they must not change any more."""
+        self._waiting.put((buffer, size))
 
     def hexdigest(self) -> str:
         """Of all that was given."""
@@ -53,8 +66,10 @@ class Hash:
         return self._digest.hexdigest()
 
     def _work(self) -> None:
-        while (data := self._waiting.get()) is not None:
-            self._digest.update(data)
+        while (given := self._waiting.get()) is not None:
+            buffer, size = given
+            self._digest.update(memoryview(buffer)[:size])
+            self._free.put(buffer)
 
 
 def receive(folder: str, sha256: str, size: int, stripes: int) -> int:
@@ -116,31 +131,36 @@ def _sources(door: socket.socket, stripes: int) -> list[int]:
 
 def _hash_beginning(file: int, have: int, digest: Hash) -> None:
     at = 0
-    while at < have and (data := os.pread(file, min(BATCH_BYTES, have - at), at)):
-        digest.update(data)
-        at += len(data)
+    while at < have:
+        buffer = digest.buffer(BATCH_BYTES)
+        came = os.preadv(file, [memoryview(buffer)[: min(BATCH_BYTES, have - at)]], at)
+        digest.update(buffer, came)
+        if not came:
+            return
+        at += came
 
 
 def _take(file: int, at: int, size: int, sources: list[int], digest: Hash) -> bool:
     """Write what comes to its place; whether all came."""
     piece, number = (BATCH_BYTES, 0) if len(sources) == 1 else (PIECE_BYTES, 0)
     while at < size:
-        buffer = bytearray(min(piece, size - at))
-        came = _fill(sources[number % len(sources)], buffer)
+        wanted = min(piece, size - at)
+        buffer = digest.buffer(piece)
+        came = _fill(sources[number % len(sources)], memoryview(buffer)[:wanted])
         view = memoryview(buffer)[:came]
         while view:
             written = os.pwrite(file, view, at)
             view, at = view[written:], at + written
-        if came < len(buffer):
+        if came < wanted:
             return False
-        digest.update(buffer)
+        digest.update(buffer, came)
         number += 1
     return True
 
 
-def _fill(source: int, buffer: bytearray) -> int:
-    view, came = memoryview(buffer), 0
-    while came < len(buffer) and (more := os.readv(source, [view[came:]])):
+def _fill(source: int, room: memoryview) -> int:
+    came = 0
+    while came < len(room) and (more := os.readv(source, [room[came:]])):
         came += more
     return came
 

@@ -85,20 +85,30 @@ class Bulk:
         writers = [writer]
         try:
             have, token = (await asyncio.wait_for(_line(reader), ANSWER_S)).decode("ascii").split()
-            writers += [await self._join(sha256, token, number) for number in range(1, stripes)]
+            await self._join_all(sha256, token, stripes, writers)
             await _write_all(path, int(have), writers)
             return await asyncio.wait_for(_line(reader), DONE_S), int(have)
         finally:
             for each in writers:
                 each.close()
 
-    async def _join(self, sha256: str, token: str, number: int) -> Writer:
+    async def _join_all(self, sha256: str, token: str, stripes: int, writers: list[Writer]) -> None:
+        """Open the further channels, all at once: each takes two round trips. What there is of them is in `writers`."""
         if len(token) > MAX_TOKEN_CHARS:
             raise ValueError("the node's token is none")
-        try:
-            return (await self._run(lambda node: join_command(node.python, node.folder, sha256, token, number)))[1]
-        except NodeError as error:
-            raise _NoChannelError(str(error)) from None
+
+        def joining(number: int) -> Callable[[Installed], str]:
+            return lambda node: join_command(node.python, node.folder, sha256, token, number)
+
+        opened = await asyncio.gather(
+            *(self._run(joining(number)) for number in range(1, stripes)), return_exceptions=True
+        )
+        writers += [each[1] for each in opened if not isinstance(each, BaseException)]
+        for each in opened:
+            if isinstance(each, NodeError):
+                raise _NoChannelError(str(each))
+            if isinstance(each, BaseException):
+                raise each
 
     async def fetch(self, run_id: str, name: str, size: int, part: Path) -> str:
         """Append to a file what is missing of an output, as far as it comes.
@@ -130,29 +140,31 @@ async def _keep(reader: Reader, file: IO[bytes], most: int) -> tuple[int, str]:
     loop = asyncio.get_running_loop()
     digest, came = hashlib.sha256(), 0
 
-    def keep(pieces: list[bytes]) -> None:
-        for piece in pieces:
-            file.write(piece)
-            digest.update(piece)
+    async def keep(batch: bytearray, size: int) -> None:
+        part = memoryview(batch)[:size]
+        await asyncio.gather(asyncio.to_thread(file.write, part), asyncio.to_thread(digest.update, part))
 
-    pieces: list[bytes] = []
-    held = 0
-    # One batch is written and hashed while the next one comes: two batches of memory.
-    keeping = asyncio.ensure_future(asyncio.to_thread(keep, []))
+    # One batch is written, and hashed beside it, while the next one comes: two batches of memory, used in turn.
+    # Threads that went from piece to piece would wait for the interpreter's lock at each of them.
+    batch, other, held = bytearray(BATCH_BYTES), bytearray(BATCH_BYTES), 0
+    keeping = asyncio.ensure_future(keep(other, 0))
     try:
         async with asyncio.timeout(ANSWER_S) as patience:
             while came < most and (piece := await reader.read(PIECE_BYTES)):
                 patience.reschedule(loop.time() + ANSWER_S)
-                pieces.append(piece[: most - came])
-                came += len(pieces[-1])
-                held += len(pieces[-1])
-                if held >= BATCH_BYTES:
+                piece = piece[: most - came]
+                if held + len(piece) > BATCH_BYTES:
                     await keeping
-                    keeping = asyncio.ensure_future(asyncio.to_thread(keep, pieces))
-                    pieces, held = [], 0
+                    keeping = asyncio.ensure_future(keep(batch, held))
+                    batch, other, held = other, batch, 0
+                batch[held : held + len(piece)] = piece
+                held += len(piece)
+                came += len(piece)
     finally:
         await asyncio.shield(keeping)
-        keep(pieces)
+        # Here and now: whoever cancelled this closes the file next.
+        file.write(memoryview(batch)[:held])
+        digest.update(memoryview(batch)[:held])
     return came, digest.hexdigest()
 
 
