@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.blobs import CHANGED, BlobStore
 from jupyter_gpumarket.cluster.bulk import Bulk
 from jupyter_gpumarket.errors import BadRequest
 from jupyter_gpumarket.wire import messages as wire
@@ -75,6 +75,8 @@ class Inputs:
             if sha256 in self._stored:
                 return
             path = self._blobs.path(sha256)
+            if path.exists() and not self._blobs.has(sha256):
+                raise BadRequest(CHANGED)
             size = path.stat().st_size
             if size > wire.MAX_CHUNK_BYTES and await self._is_there(sha256, size):
                 return
@@ -87,6 +89,7 @@ class Inputs:
     async def _send_from_here(self, path: Path, sha256: str, size: int) -> None:
         if self._bulk is not None and self._bulk.is_for(size) and await self._send_bulk(self._bulk, path, sha256, size):
             return
+        await asyncio.to_thread(self._blobs.check, sha256)
         stored = self._storing[sha256] = asyncio.get_running_loop().create_future()
         with path.open("rb") as file:
             offset, is_last = 0, False

@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.bench_data [MB]
 
-In: from this process through the cluster process into the variable's file on the node. Out: from the variable in the
-session's memory there to the checked file here. Each of ours has its encoding, its hashes on both ends and the check
-of the result in it, which scp has not. Every transfer writes a new file, scp's too: on virtual machines memory not
-touched before costs more than everything else. With delay, the line carries 400 Mbit/s, and its rate is what plain TCP
-carries over the same way.
+In: a file here (`gm.put` of its path) until a cell on the node has it as a file. Object: the same from bytes in this
+process's memory, which are written here first. Out: from the variable in the session's memory there to the checked file
+here. Each of ours has its encoding, its hashes on both ends and the check of the result in it, which scp has not; what
+`sha256sum` of one more process at each end would add to scp is told beside it. Every transfer writes a new file, scp's
+too: on virtual machines memory not touched before costs more than everything else. With delay, the line carries
+400 Mbit/s, and its rate is what plain TCP carries over the same way.
 Figures depend on the machine; the ratios are what counts.
 """
 
@@ -16,6 +17,7 @@ import asyncio
 import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,7 +31,7 @@ from msgspec.structs import replace
 from jupyter_gpumarket.api import InputRef, RunRequest
 from jupyter_gpumarket.config import Folders, private_folder
 from jupyter_gpumarket.models import ENDED_RUNS, NodeAddress, RunStatus
-from jupyter_gpumarket.notebook.data import DataStore
+from jupyter_gpumarket.notebook.data import Data, DataStore
 from tests.benchmarks.bench_link import openssh
 from tests.benchmarks.delayed import ONE_WAY_S, Delayed
 from tests.benchmarks.stands import Background, OnCluster
@@ -58,32 +60,38 @@ def main(megabytes: int) -> None:
             stack.enter_context(stand)
             if isinstance(stand, FarCluster):
                 line = measure(lambda: over_line(stand.loop, megabytes))  # noqa: B023 - called at once
-                theirs = {"in": [line], "out": [line]}
+                theirs = {"in": [line], "object": [line], "out": [line]}
             else:
-                theirs = {"in": [], "out": []}
+                theirs = {"in": [], "object": [], "out": []}
             ours = compared(stand, megabytes, theirs)
+            hashing = measure(lambda: hashed(folder / "content"))  # noqa: B023 - called at once
         what = "scp" if kind is OnCluster else f"the line with {2000 * ONE_WAY_S:.0f} ms"
-        for way in ("in", "out"):
+        for way in ("in", "object", "out"):
             ours_s, theirs_s = statistics.median(ours[way]), statistics.median(theirs[way])
+            with_hashes = f"   with sha256sum at both ends {(theirs_s + 2 * hashing) / ours_s:.2f}"
             print(
-                f"{megabytes} MB {way:4} ours {megabytes / ours_s:7.1f} MB/s   {what} {megabytes / theirs_s:7.1f} MB/s"
-                f"   ratio {theirs_s / ours_s:.2f}",
+                f"{megabytes} MB {way:6} ours {megabytes / ours_s:7.1f} MB/s   {what} {megabytes / theirs_s:7.1f} MB/s"
+                f"   ratio {theirs_s / ours_s:.2f}{with_hashes if kind is OnCluster else ''}",
                 flush=True,
             )
 
 
 def compared(stand: OnCluster, megabytes: int, theirs: dict[str, list[float]]) -> dict[str, list[float]]:
     """Seconds of each round of ours; those of scp are added to what is given, unless a figure is there already."""
-    folder, ours = stand.folder, {"in": [], "out": []}
+    folder, ours = stand.folder, {"in": [], "object": [], "out": []}
     with_scp = not theirs["in"]
     for number in range(ROUNDS):
         content = os.urandom(megabytes * 10**6)
+        (folder / f"file{number}").write_bytes(content)
+        ours["in"].append(measure(lambda: bring_file(stand, folder / f"file{number}")))  # noqa: B023 - called at once
+        content = content[::-1]
         (folder / "content").write_bytes(content)
-        ours["in"].append(measure(lambda: bring_in(stand, content)))  # noqa: B023 - called at once
+        ours["object"].append(measure(lambda: bring_in(stand, content)))  # noqa: B023
         run(stand, f"import numpy as np\nout = np.full({megabytes * 10**6}, {number}, dtype='uint8')")
         ours["out"].append(measure(lambda: run(stand, "pass", outputs=("out",))))
         if with_scp:
             theirs["in"].append(measure(lambda: scp(stand, f"{folder}/content", f"HOST:{folder}/up{number}")))  # noqa: B023
+            theirs["object"].append(theirs["in"][-1])
             theirs["out"].append(measure(lambda: scp(stand, f"HOST:{folder}/content", f"{folder}/down{number}")))  # noqa: B023
     return ours
 
@@ -112,9 +120,23 @@ def swallow(sink: socket.socket) -> None:
 
 
 def bring_in(stand: OnCluster, content: bytes) -> None:
-    """An input, until a cell has seen it."""
+    """An object's bytes, until a cell has seen them."""
+    bring(stand, store(stand).keep("npy", content))
+
+
+def bring_file(stand: OnCluster, path: Path) -> None:
+    """A file, until a cell has seen it."""
+    bring(stand, store(stand).put(path))
+
+
+def store(stand: OnCluster) -> DataStore:
+    """Where this process keeps the bytes of objects."""
     folder = private_folder(stand.folder / "home-here")
-    handle = DataStore(Folders(folder, folder)).keep("npy", content)
+    return DataStore(Folders(folder, folder))
+
+
+def bring(stand: OnCluster, handle: Data) -> None:
+    """What a handle stands for, as a file of the node."""
     stand.doors.give_file(handle.path, handle.sha256)
     ref = InputRef(name="path", codec="file:content", sha256=handle.sha256, size=handle.size)
     run(stand, "pass", inputs=(ref,))
@@ -133,6 +155,11 @@ def run(stand: OnCluster, code: str, **fields: object) -> None:
 def scp(stand: OnCluster, *arguments: str) -> None:
     """scp over the same server."""
     asyncio.run(openssh(stand.node.sshd, "scp", "-O", *arguments))
+
+
+def hashed(path: Path) -> None:
+    """What one end would have to do beside scp to be sure of the bytes."""
+    subprocess.run(["sha256sum", str(path)], check=True, stdout=subprocess.DEVNULL)
 
 
 def measure(work: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +21,16 @@ from jupyter_gpumarket.agent import receive
 from jupyter_gpumarket.agent.blobs import Blobs
 from jupyter_gpumarket.agent.folder import NodeFolder
 from jupyter_gpumarket.agent.variables import read_input
-from jupyter_gpumarket.cluster.blobs import BlobStore
+from jupyter_gpumarket.cluster.blobs import LINKED_BYTES, BlobStore
 from jupyter_gpumarket.cluster.bulk import Bulk
+from jupyter_gpumarket.cluster.inputs import Inputs
 from jupyter_gpumarket.config import Folders, private_folder
 from jupyter_gpumarket.errors import BadRequest, CodecError, Unreachable
 from jupyter_gpumarket.nodes import Installed
-from jupyter_gpumarket.notebook.data import TOGETHER_BYTES, DataStore
+from jupyter_gpumarket.notebook.data import TOGETHER_BYTES, Data, DataStore
 from jupyter_gpumarket.wire import bulk
 from jupyter_gpumarket.wire.bulk import TakeBlob, send_command
+from jupyter_gpumarket.wire.messages import BlobStored
 from jupyter_gpumarket.wire.peer import Reader, Writer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -95,6 +99,87 @@ def test_a_kept_object_is_linked_and_a_changed_file_refused(store: DataStore, tm
     with pytest.raises(BadRequest, match="SHA-256"):
         blobs.adopt(named.sha256, file)
     assert not blobs.has(named.sha256)
+
+
+@pytest.fixture
+def large(store: DataStore, tmp_path: Path) -> Data:
+    """A handle to a file of the user's that is large enough to be linked."""
+    file = tmp_path / "large"
+    file.write_bytes(os.urandom(LINKED_BYTES))
+    return store.put(file)
+
+
+def test_a_large_file_is_linked_and_counts_as_long_as_it_is_not_changed(large: Data, tmp_path: Path) -> None:
+    """It is not copied; written into afterwards, it is not passed on as what it was, and what it is now is refused."""
+    blobs = BlobStore(tmp_path / "blobs")
+    assert blobs.adopt(large.sha256, large.path) == large.size
+    assert blobs.has(large.sha256)
+    assert blobs.path(large.sha256).samefile(large.path)
+    blobs.check(large.sha256)
+
+    with large.path.open("r+b") as file:
+        file.write(b"other")
+    os.utime(large.path, ns=(0, 0))
+
+    assert not blobs.has(large.sha256)
+    assert not blobs.path(large.sha256).exists()
+    blobs.adopt(large.sha256, large.path)
+    with pytest.raises(BadRequest, match="put it again"):
+        blobs.check(large.sha256)
+    assert not blobs.has(large.sha256)
+
+
+def test_a_large_file_that_cannot_be_linked_is_copied(
+    large: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another disk for example; the copy counts whatever becomes of the file."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    blobs = BlobStore(tmp_path / "blobs")
+    blobs.adopt(large.sha256, large.path)
+    large.path.write_bytes(b"other")
+
+    assert blobs.has(large.sha256)
+    assert hashlib.sha256(blobs.path(large.sha256).read_bytes()).hexdigest() == large.sha256
+
+
+def test_an_old_file_is_kept_for_a_week_from_its_use(large: Data, tmp_path: Path) -> None:
+    """A linked file's own time does not count: it may have been written years ago."""
+    os.utime(large.path, ns=(0, 0))
+    blobs = BlobStore(tmp_path / "blobs")
+    blobs.adopt(large.sha256, large.path)
+
+    blobs.drop_old(set())
+
+    assert blobs.has(large.sha256)
+
+
+async def test_a_file_changed_while_it_is_brought_says_so(large: Data, tmp_path: Path) -> None:
+    """The node's hash differs; the error is about the file, and nothing is sent a second time."""
+    blobs = BlobStore(tmp_path / "blobs")
+    blobs.adopt(large.sha256, large.path)
+    sent: list[Any] = []
+
+    async def answer(message: Any) -> None:
+        sent.append(message)
+        inputs.stored(BlobStored(sha256=large.sha256, error="not here"))
+
+    class Changing(Bulk):
+        async def send(self, path: Path, sha256: str, size: int) -> bool:
+            with path.open("r+b") as file:
+                file.write(b"other")
+            return False
+
+    async def nothing(command: Callable[[Installed], str]) -> tuple[Reader, Writer]:
+        raise AssertionError(command)
+
+    inputs = Inputs(blobs, answer, Changing(nothing))
+    with pytest.raises(BadRequest, match="put it again"):
+        await inputs.bring(large.sha256)
+    assert len(sent) == 1
 
 
 def receiver(folder: NodeFolder, *arguments: str) -> subprocess.Popen[bytes]:
