@@ -32,6 +32,7 @@ def attach(folder: Path, patience_s: float = CONNECT_PATIENCE_S) -> int:
         # Larger pieces at a time; where it is no pipe, or no larger ones are allowed, it works as well.
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_BYTES)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)
     upward = threading.Thread(target=copy_to_agent, args=(connection,), daemon=True)
     upward.start()
     try:

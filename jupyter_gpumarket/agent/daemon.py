@@ -12,6 +12,7 @@ import fcntl
 import os
 import platform
 import signal
+import socket
 import sys
 import uuid
 from collections.abc import Coroutine
@@ -50,6 +51,8 @@ HEARTBEAT_EVERY_S = 1.0
 # Between SIGTERM and the end: less than the watchdog waits, and than containers are given.
 FAREWELL_S = 2.5
 SAID_S = 0.2
+# Between the bridge and us: less than a few pieces of a stream would have both sides wake for each part of one.
+BRIDGE_BYTES = 1024 * 1024
 
 AnyOrder = m.Order | MapOrder | TakeBlob | TakeCode | DoorOrder
 
@@ -116,7 +119,7 @@ class Agent:
         self._folder.socket.unlink(missing_ok=True)
         # By relative name: a socket's whole path may have only about 100 characters.
         os.chdir(self._folder.root)
-        server = await asyncio.start_unix_server(self._connected, self._folder.socket.name)
+        server = await asyncio.start_unix_server(self._connected, self._folder.socket.name, limit=BRIDGE_BYTES)
         self._folder.socket.chmod(0o600)
         self._mark_busy()
         for work in (self._take_orders(), self._outbox.run(), self._report_use(), self._beat()):
@@ -176,6 +179,8 @@ class Agent:
     # ── the user's side ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BRIDGE_BYTES)
+        writer.transport.set_write_buffer_limits(high=BRIDGE_BYTES)
         try:
             await self._peer.attach(reader, _Abruptly(writer))
         except WireError as error:

@@ -2,13 +2,15 @@
 
     python -m tests.benchmarks.bench_dask [tasks] [MB]
 
-Three nodes in network namespaces, a worker with one thread each (needs root; without, they share the loopback and the
-relay has nothing to do). Figures depend on the machine; the ratios are what counts.
+Three nodes in network namespaces, a worker with one thread each (needs root and nft). Bytes go from node to node as a
+Dask dependency, with Dask's own TLS and pickling at both ends, and as they are, which is what the OpenSSH hairpin
+carries. Figures depend on the machine; the ratios are what counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import statistics
 import subprocess
@@ -65,6 +67,36 @@ for turn in range({rounds}):
 print("TIMES", *times)
 """
 
+# Plain bytes by a worker's port, which leads to this sink on the other node meanwhile.
+SINK_PORT = 5999
+REDIRECT = (
+    "table ip bench {{ chain out {{ type nat hook output priority -100; tcp dport {port} redirect to :{sink}; }}; }}"
+)
+SINK = """
+import socket, sys
+room = bytearray(1 << 20)
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
+    print("listens", flush=True)
+    while True:
+        taken, _ = server.accept()
+        with taken:
+            left = int(sys.argv[2])
+            while left > 0 and (came := taken.recv_into(room)):
+                left -= came
+            taken.sendall(b"!")
+"""
+SOURCE = """
+import socket, sys, time
+left, piece = int(sys.argv[2]), memoryview(bytes(1 << 20))
+began = time.perf_counter()
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as far:
+    while left > 0:
+        far.sendall(piece[:left])
+        left -= len(piece)
+    assert far.recv(1) == b"!"
+print("TIMES", time.perf_counter() - began)
+"""
+
 
 def times_in(text: str) -> float:
     """The median of what a run printed."""
@@ -105,20 +137,45 @@ async def hairpin(cluster: DaskCluster, megabytes: int) -> float:
     return statistics.median(times)
 
 
+async def plain_bytes(cluster: DaskCluster, address: str, megabytes: int) -> float:
+    """Bytes as they are from the first node to the second through the relay."""
+    port, size = address.rpartition(":")[2], str(megabytes * 10**6)
+    one, two = (["ip", "netns", "exec", node.namespace] for node in cluster.nodes[:2])
+    rules = REDIRECT.format(port=port, sink=SINK_PORT)
+    subprocess.run([*two, "nft", "-f", "-"], input=rules, text=True, check=True)
+    taking = subprocess.Popen([*two, sys.executable, "-c", SINK, str(SINK_PORT), size], stdout=subprocess.PIPE)
+    assert taking.stdout is not None
+    taking.stdout.readline()
+    try:
+        argv = [*one, sys.executable, "-c", SOURCE, port, size]
+        sent = [
+            await asyncio.to_thread(subprocess.run, argv, check=True, capture_output=True, text=True)
+            for _ in range(ROUNDS)
+        ]
+    finally:
+        taking.kill()
+        taking.wait()
+    return statistics.median(times_in(one.stdout) for one in sent)
+
+
 def _ssh(node: ClusterNode) -> list[str]:
     options = ["-F", "none", "-i", str(node.sshd.key_path), "-c", "aes128-gcm@openssh.com", "-o", "IdentitiesOnly=yes"]
     options += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
     return ["ssh", *options, "-p", str(node.sshd.port), f"{node.sshd.address().user}@{node.sshd.host}"]
 
 
-async def on_nodes(folder: Path, tasks: int, megabytes: int) -> tuple[float, float, float]:
-    """Small tasks, bytes from node to node, the same bytes by OpenSSH; seconds."""
-    async for cluster in running(folder, 3, is_apart=True):
-        view = await cluster.until_workers(3)
-        small = await in_cell(cluster, TASKS.format(tasks=tasks, rounds=ROUNDS))
-        names = [next(w.name for w in view.workers if w.lease_id == node.lease_id) for node in cluster.nodes[:2]]
-        moved = await in_cell(cluster, MOVE.format(names=names, megabytes=megabytes, rounds=ROUNDS))
-        return small, moved, await hairpin(cluster, megabytes)
+async def on_nodes(folder: Path, tasks: int, megabytes: int) -> tuple[float, float, float, float]:
+    """Small tasks, bytes from node to node by Dask and as they are, the same bytes by OpenSSH; seconds."""
+    nodes = running(folder, 3, is_apart=True)
+    async with contextlib.aclosing(nodes):
+        async for cluster in nodes:
+            view = await cluster.until_workers(3)
+            small = await in_cell(cluster, TASKS.format(tasks=tasks, rounds=ROUNDS))
+            workers = [next(w for w in view.workers if w.lease_id == node.lease_id) for node in cluster.nodes[:2]]
+            names = [worker.name for worker in workers]
+            moved = await in_cell(cluster, MOVE.format(names=names, megabytes=megabytes, rounds=ROUNDS))
+            plain = await plain_bytes(cluster, workers[1].address, megabytes)
+            return small, moved, plain, await hairpin(cluster, megabytes)
     raise AssertionError("unreachable")
 
 
@@ -163,14 +220,15 @@ async def main(tasks: int, megabytes: int) -> None:
         for name in ("near", "far"):
             (folder / name).mkdir()
         plain = await asyncio.to_thread(bare, TASKS.format(tasks=tasks, rounds=ROUNDS), folder)
-        small, moved, hairpinned = await on_nodes(folder / "near", tasks, megabytes)
+        small, moved, as_is, hairpinned = await on_nodes(folder / "near", tasks, megabytes)
         far = await with_delay(folder / "far", tasks)
     print(f"{tasks} small tasks, bare distributed       {plain:7.2f} s")
     print(f"{tasks} small tasks, cell on the head       {small:7.2f} s   ratio {plain / small:.2f} of bare")
     print(f"{tasks} small tasks, 40 ms user to nodes    {far:7.2f} s   {far / small:.2f} times its own without delay")
-    rate, theirs = megabytes / moved, megabytes / hairpinned
-    print(f"{megabytes} MB node to node, Dask over the relay   {rate:7.1f} MB/s")
-    print(f"{megabytes} MB node to node, OpenSSH hairpin       {theirs:7.1f} MB/s   ratio {rate / theirs:.2f}")
+    print(f"{megabytes} MB node to node, OpenSSH hairpin       {megabytes / hairpinned:7.1f} MB/s")
+    for what, seconds in (("Dask over the relay", moved), ("plain bytes over the relay", as_is)):
+        rate = megabytes / seconds
+        print(f"{megabytes} MB node to node, {what:26} {rate:7.1f} MB/s   ratio {hairpinned / seconds:.2f}")
 
 
 if __name__ == "__main__":
