@@ -27,6 +27,8 @@ import threading
 # Both ends cut the bytes into these pieces.
 PIECE_BYTES = 256 * 1024
 BATCH_BYTES = 1024 * 1024
+# Larger writes take memory in large pages, which on virtual machines are dear (`codecs.hashing` has the figures).
+WRITE_BYTES = 64 * 1024
 # At most so many batches wait to be hashed.
 WAITING_BATCHES = 8
 JOIN_PATIENCE_S = 30.0
@@ -149,7 +151,7 @@ def _take(file: int, at: int, size: int, sources: list[int], digest: Hash) -> bo
         came = _fill(sources[number % len(sources)], memoryview(buffer)[:wanted])
         view = memoryview(buffer)[:came]
         while view:
-            written = os.pwrite(file, view, at)
+            written = os.pwrite(file, view[:WRITE_BYTES], at)
             view, at = view[written:], at + written
         if came < wanted:
             return False

@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+from jupyter_gpumarket.codecs.hashing import write_in_steps
 from jupyter_gpumarket.config import private_folder, write_private
 from jupyter_gpumarket.errors import BadRequest
 
@@ -165,7 +166,7 @@ class BlobWriter:
         if self._size > MAX_BLOB_BYTES:
             raise BadRequest(f"an input of more than {MAX_BLOB_BYTES:,} bytes; put it where the node can fetch it")
         self._hash.update(data)
-        self._file.write(data)
+        write_in_steps(self._file, data)
 
     def finish(self) -> int:
         """Check the hash, make the blob durable and visible; returns its size.

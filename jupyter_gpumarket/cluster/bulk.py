@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO
 
+from jupyter_gpumarket.codecs.hashing import write_in_steps
 from jupyter_gpumarket.errors import NodeError
 from jupyter_gpumarket.nodes import Installed
 from jupyter_gpumarket.wire import bulk as wire_bulk
@@ -142,7 +143,7 @@ async def _keep(reader: Reader, file: IO[bytes], most: int) -> tuple[int, str]:
 
     async def keep(batch: bytearray, size: int) -> None:
         part = memoryview(batch)[:size]
-        await asyncio.gather(asyncio.to_thread(file.write, part), asyncio.to_thread(digest.update, part))
+        await asyncio.gather(asyncio.to_thread(write_in_steps, file, part), asyncio.to_thread(digest.update, part))
 
     # One batch is written, and hashed beside it, while the next one comes: two batches of memory, used in turn.
     # Threads that went from piece to piece would wait for the interpreter's lock at each of them.
@@ -163,7 +164,7 @@ async def _keep(reader: Reader, file: IO[bytes], most: int) -> tuple[int, str]:
     finally:
         await asyncio.shield(keeping)
         # Here and now: whoever cancelled this closes the file next.
-        file.write(memoryview(batch)[:held])
+        write_in_steps(file, memoryview(batch)[:held])
         digest.update(memoryview(batch)[:held])
     return came, digest.hexdigest()
 

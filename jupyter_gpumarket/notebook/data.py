@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_gpumarket import codecs
+from jupyter_gpumarket.codecs.hashing import write_in_steps
 from jupyter_gpumarket.config import Folders, private_folder
 from jupyter_gpumarket.errors import BadRequest, CodecError
 
@@ -113,7 +114,7 @@ class DataStore:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                write_in_steps(file, data)
         except BaseException:
             draft.unlink(missing_ok=True)  # the disk is full, or Ctrl-C was pressed
             raise
