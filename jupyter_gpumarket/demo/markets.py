@@ -46,7 +46,7 @@ OPTIONS: dict[str, Any] = {
     "disk_gib": 8,
     "cpu_cores": 1,
     "memory_gib": 1,
-    "bid_wait_s": 5.0,
+    "bid_wait_s": 30.0,
     "bid_poll_s": 0.2,
     "ssh_user": "root",
 }

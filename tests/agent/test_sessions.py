@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -143,13 +144,15 @@ async def test_the_same_run_twice_runs_once(user: UserSide) -> None:
     assert user.text(check) == "1\n"
 
 
-async def test_runs_of_a_session_go_in_order_and_sessions_side_by_side(user: UserSide) -> None:
+async def test_runs_of_a_session_go_in_order_and_sessions_side_by_side(user: UserSide, tmp_path: Path) -> None:
     """Cells queue in their session; another session does not wait for them."""
-    slow = await user.start_run("import time; time.sleep(3)")
+    go_on = tmp_path / "go-on"
+    slow = await user.start_run(f"import os, time\nwhile not os.path.exists({str(go_on)!r}):\n    time.sleep(0.02)")
     queued = await user.start_run("print('second')")
     other = await user.start_run("print('other')", session="other")
 
     await user.ended(other)
     assert not any(getattr(r, "run_id", "") == slow and getattr(r, "status", "") == "ok" for r in user.reports)
+    go_on.touch()
     await user.ended(queued)
     assert user.text(queued) == "second\n"
