@@ -39,6 +39,7 @@ __all__ = [
     "encode",
     "encode_input",
     "encode_into",
+    "is_plain_array",
     "verify_in_child",
 ]
 
@@ -104,7 +105,7 @@ def encode_input(value: Any) -> Encoded:
     Raises:
         CodecError: cloudpickle cannot take it either; the message says why.
     """
-    if value is None or type(value) in (str, int, float, bool, bytes) or _is_plain_array(value):
+    if value is None or type(value) in (str, int, float, bool, bytes) or is_plain_array(value):
         try:
             return _encode(value)
         except CodecError:
@@ -156,7 +157,8 @@ def _encode(value: Any) -> Encoded:
     return Encoded(codec="json", data=tagged.dumps(value))
 
 
-def _is_plain_array(value: Any) -> bool:
+def is_plain_array(value: Any) -> bool:
+    """Whether it is an array of plain numbers, times or text, and no subclass with more to it."""
     if not arrays.is_array(value):
         return False
     import numpy as np

@@ -67,8 +67,25 @@ class DataStore:
             return value
         if isinstance(value, str | os.PathLike):
             return _of_file(Path(value))
+        if is_large_array(value):
+            return self.keep_array(value, name=type(value).__name__)
         encoded = codecs.encode_input(value)
         return self.keep(encoded.codec, encoded.data, name=type(value).__name__)
+
+    def keep_array(self, array: Any, *, name: str = "") -> Data:
+        """A handle to a large array, which is not held in memory a second time.
+
+        Raises:
+            CodecError: an array that cannot be sent.
+        """
+        draft = self._draft()
+        try:
+            written = codecs.encode_into(array, draft)
+        except BaseException:
+            draft.unlink(missing_ok=True)  # the disk is full, or Ctrl-C was pressed
+            raise
+        path = self._named(draft, written.sha256)
+        return Data(sha256=written.sha256, size=written.size, codec=written.codec, path=path, name=name)
 
     def keep(self, codec: str, data: bytes, *, name: str = "") -> Data:
         """A handle to encoded bytes."""
@@ -83,8 +100,7 @@ class DataStore:
                 hashing = pool.submit(lambda: hashlib.sha256(data).hexdigest())
                 draft = self._written(data)
                 sha256 = hashing.result()
-            path = self._folder / sha256
-            draft.unlink() if path.exists() else draft.replace(path)
+            path = self._named(draft, sha256)
         os.utime(path)
         return Data(sha256=sha256, size=len(data), codec=codec, path=path, name=name)
 
@@ -107,13 +123,25 @@ class DataStore:
             raise CodecError(f"{data!r} is not kept any more, or has been changed; put it again")
         return codecs.decode(data.codec, content)
 
-    def _written(self, data: bytes) -> Path:
-        """A new file with these bytes, of no name yet."""
+    def _draft(self) -> Path:
+        """A new empty file of no name yet."""
         self._drop_old()
         draft = self._folder / f"{os.urandom(8).hex()}.part"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        return draft
+
+    def _named(self, draft: Path, sha256: str) -> Path:
+        """Where the content lies from now on; it may have been here before."""
+        path = self._folder / sha256
+        draft.unlink() if path.exists() else draft.replace(path)
+        os.utime(path)
+        return path
+
+    def _written(self, data: bytes) -> Path:
+        """A new file with these bytes."""
+        draft = self._draft()
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with draft.open("wb") as file:
                 write_in_steps(file, data)
         except BaseException:
             draft.unlink(missing_ok=True)  # the disk is full, or Ctrl-C was pressed
@@ -125,6 +153,11 @@ class DataStore:
             with contextlib.suppress(FileNotFoundError):  # another kernel has just given it its name, or dropped it
                 if time.time() - path.stat().st_mtime > KEPT_S:
                     path.unlink()
+
+
+def is_large_array(value: Any) -> bool:
+    """Whether it is written as it is, piece by piece, instead of being made into bytes first."""
+    return codecs.is_plain_array(value) and value.nbytes >= TOGETHER_BYTES
 
 
 def _of_file(path: Path) -> Data:

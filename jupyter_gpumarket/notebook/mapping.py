@@ -26,7 +26,7 @@ from jupyter_gpumarket.mapfiles import PackedItem, pack
 from jupyter_gpumarket.models import Lease, LeaseState, Owner
 from jupyter_gpumarket.money import cost_nusd, format_usd
 from jupyter_gpumarket.notebook.costline import CostLine
-from jupyter_gpumarket.notebook.data import Data, size_words
+from jupyter_gpumarket.notebook.data import Data, is_large_array, size_words
 from jupyter_gpumarket.notebook.failures import RemoteInterrupt, show_as
 from jupyter_gpumarket.notebook.following import PATIENCE_S, Detached
 from jupyter_gpumarket.notebook.forecast import MapFacts, MapForecast
@@ -98,6 +98,8 @@ class MapRunner:
         """An item's value inside of the list, or, when it is large, a handle to it."""
         if isinstance(value, Data):
             data = value
+        elif is_large_array(value):
+            data = self._notebook.data().keep_array(value)
         else:
             try:
                 encoded = codecs.encode_input(value)

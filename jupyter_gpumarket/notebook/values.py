@@ -17,7 +17,7 @@ from jupyter_gpumarket.clock import Clock, in_words
 from jupyter_gpumarket.errors import BadRequest, CodecError, GpuMarketError
 from jupyter_gpumarket.models import Lease
 from jupyter_gpumarket.money import cost_nusd, format_usd
-from jupyter_gpumarket.notebook.data import Data, DataStore, size_words
+from jupyter_gpumarket.notebook.data import Data, DataStore, is_large_array, size_words
 from jupyter_gpumarket.notebook.stage import Stage
 
 LARGE_BYTES = 8 * 1024 * 1024
@@ -63,6 +63,9 @@ def _encoded(name: str, value: Any, store: Keeper) -> InputValue:
     if isinstance(value, Data):
         return InputValue(name=name, codec=value.codec, handle=value)
     try:
+        if is_large_array(value):
+            handle = store().keep_array(value, name=name)
+            return InputValue(name=name, codec=handle.codec, handle=handle)
         encoded = codecs.encode_input(value)
     except CodecError as error:
         raise CodecError(f"-i {name}: {error}") from None

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_data [MB]
 
-In: a file here (`gm.put` of its path) until a cell on the node has it as a file. Object: the same from bytes in this
-process's memory, which are written here first. Out: from the variable in the session's memory there to the checked file
+In: a file here (`gm.put` of its path) until a cell on the node has it as a file. Object: the same from an array in this
+process's memory, which is written here first. Out: from the variable in the session's memory there to the checked file
 here. Each of ours has its encoding, its hashes on both ends and the check of the result in it, which scp has not; what
 `sha256sum` of one more process at each end would add to scp is told beside it. Every transfer writes a new file, scp's
 too: on virtual machines memory not touched before costs more than everything else. With delay, the line carries
@@ -25,7 +25,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
 from jupyter_gpumarket.api import InputRef, RunRequest
@@ -86,7 +88,8 @@ def compared(stand: OnCluster, megabytes: int, theirs: dict[str, list[float]]) -
         ours["in"].append(measure(lambda: bring_file(stand, folder / f"file{number}")))  # noqa: B023 - called at once
         content = content[::-1]
         (folder / "content").write_bytes(content)
-        ours["object"].append(measure(lambda: bring_in(stand, content)))  # noqa: B023
+        array = np.frombuffer(content, dtype="uint8")
+        ours["object"].append(measure(lambda: bring_in(stand, array)))  # noqa: B023
         run(stand, f"import numpy as np\nout = np.full({megabytes * 10**6}, {number}, dtype='uint8')")
         ours["out"].append(measure(lambda: run(stand, "pass", outputs=("out",))))
         if with_scp:
@@ -119,9 +122,9 @@ def swallow(sink: socket.socket) -> None:
             pass
 
 
-def bring_in(stand: OnCluster, content: bytes) -> None:
-    """An object's bytes, until a cell has seen them."""
-    bring(stand, store(stand).keep("npy", content))
+def bring_in(stand: OnCluster, array: Any) -> None:
+    """An array, until a cell has seen it."""
+    bring(stand, store(stand).put(array))
 
 
 def bring_file(stand: OnCluster, path: Path) -> None:

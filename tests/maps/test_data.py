@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from jupyter_gpumarket.cluster.inputs import Inputs
 from jupyter_gpumarket.config import Folders, private_folder
 from jupyter_gpumarket.errors import BadRequest, CodecError, Unreachable
 from jupyter_gpumarket.nodes import Installed
-from jupyter_gpumarket.notebook.data import TOGETHER_BYTES, Data, DataStore
+from jupyter_gpumarket.notebook.data import TOGETHER_BYTES, Data, DataStore, is_large_array
 from jupyter_gpumarket.wire import bulk
 from jupyter_gpumarket.wire.bulk import TakeBlob, send_command
 from jupyter_gpumarket.wire.messages import BlobStored
@@ -53,6 +54,22 @@ def test_an_object_comes_back_as_it_was_and_is_kept_once(store: DataStore) -> No
     handle.path.write_bytes(b"something else")
     with pytest.raises(CodecError, match="put it again"):
         store.get(handle)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_array_is_kept_as_a_small_one_is_and_not_made_into_bytes_first(store: DataStore, order: Any) -> None:
+    """The same content by the same name, in whatever order it lies; memory grows by much less than the array."""
+    array = np.asarray(np.arange(TOGETHER_BYTES // 4).reshape(2, -1), order=order)
+    encoded = codecs.encode_input(array)
+    tracemalloc.start()
+    handle = store.put(array)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert is_large_array(array)
+    assert handle == store.keep(encoded.codec, encoded.data)
+    assert most < array.nbytes / 2
+    np.testing.assert_array_equal(store.get(handle), array)
 
 
 def test_a_write_that_fails_leaves_nothing_behind(store: DataStore, tmp_path: Path) -> None:
