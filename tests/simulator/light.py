@@ -50,7 +50,7 @@ from jupyter_gpumarket.simulator.yard import Phase, Yard
 from tests.leases.fakes import FakeKeys, MemoryStore
 
 # Shorter than PATIENT gives a create call: as at the real one, what stays in the queue is taken back by the adapter.
-QUICK: dict[str, dict[str, Any]] = {"nosana": {"queue_s": 3.0}}
+QUICK: dict[str, dict[str, Any]] = {"nosana": {"queue_s": 3.0}, "akash": {"bid_wait_s": 5.0}}
 PATIENT = Policy(
     poll_boot_s=0.05,
     poll_ready_s=0.1,
