@@ -53,6 +53,8 @@ OPTIONS: dict[str, Any] = {
 # What a bill's smallest step is, beside its time quantum: lines are rounded so in the marketplace's own records.
 LINE_NUSD = {"vast": usd("0.001")}
 LINES = 2
+# Hyperbolic's list tells no end of an instance: it is seen by looking whether it is still there, some seconds later.
+END_SEEN_S = {"hyperbolic": 2}
 
 
 class Row(Record, frozen=True, kw_only=True):
@@ -246,11 +248,12 @@ def _visit(stage: MarketStage, name: str) -> Row:
 def allowed(view: LeaseView, both: Reconciliation) -> int:
     """1 % of their bill; or one billing step: a quantum of time, the second that clocks are read to, rounded lines.
 
-    Where the marketplace tells no bill, nor from when it counts, its start is seen to two seconds.
+    Where the marketplace tells no bill, nor from when it counts, its start is seen to two seconds; so is its end where
+    only the absence of a rental tells it.
     """
     offer = view.lease.offer
     assert offer is not None
-    step_s = max(1, offer.billing.quantum_s) + (1 if both.checked_ms else 3)
+    step_s = max(1, offer.billing.quantum_s) + (1 if both.checked_ms else 3) + END_SEEN_S.get(offer.marketplace, 0)
     quantum = -(-view.lease.price_nusd_hour * step_s // 3600)
     return max(both.theirs_nusd // 100, quantum + LINE_NUSD.get(offer.marketplace, 0) * LINES)
 
