@@ -94,6 +94,7 @@ class DataStore:
             path = self._folder / sha256
             if not path.exists():
                 self._written(data).replace(path)
+            os.utime(path)
         else:
             # Hashed while it is written, since both take their time; what was here before is written once more.
             with ThreadPoolExecutor(1) as pool:
@@ -101,7 +102,6 @@ class DataStore:
                 draft = self._written(data)
                 sha256 = hashing.result()
             path = self._named(draft, sha256)
-        os.utime(path)
         return Data(sha256=sha256, size=len(data), codec=codec, path=path, name=name)
 
     @staticmethod

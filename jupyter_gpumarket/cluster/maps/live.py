@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from jupyter_gpumarket.api import ItemState, ItemView, MapNews, MapRequest, MapState, MapView, RunRequest
+from jupyter_gpumarket.api.maps import MAP_SESSION, map_run_id
 from jupyter_gpumarket.clock import Clock
 from jupyter_gpumarket.cluster.blobs import BlobStore
 from jupyter_gpumarket.cluster.maps import checking, outcomes
@@ -373,10 +374,10 @@ class LiveMap:
         request = self.request
         run, _ = self._site.runs.create(
             RunRequest(
-                run_id=f"{self.map_id}-{self.record.round}-{node.lease_id}",
+                run_id=map_run_id(self.map_id, self.record.round, node.lease_id),
                 lease_id=node.lease_id,
                 code=request.code,
-                session="map",
+                session=MAP_SESSION,
                 owner=request.owner,
                 cell_id=request.cell_id,
                 map_id=self.map_id,
@@ -393,7 +394,6 @@ class LiveMap:
     def _write_off(self) -> None:
         for index, attempt in self._table.lost_too_often():
             seat = next(iter(self._seats.values()))
-            reason = "each node or worker that ran this item was lost with it"
             outcome = mm.ItemOutcome(
                 map_id=self.map_id,
                 index=index,
@@ -401,7 +401,7 @@ class LiveMap:
                 status="died",
                 took_ms=0,
                 error_name="WorkerDied",
-                error_value=reason,
+                error_value="each node or worker that ran this item was lost with it",
             )
             report = Report(index=index, attempt=attempt, lease_id=seat.lease_id, status="died")
             self._log.append(outcomes.line(report, self._item_view(seat, outcome, ItemState.POISONED)))
